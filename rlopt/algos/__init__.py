@@ -1,0 +1,1 @@
+"""Update rules. Each file is one rule, read top to bottom as mathematics."""

@@ -1,0 +1,113 @@
+"""Proximal policy optimisation with a KL penalty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+from torch.optim import Optimizer
+
+from rlopt import check
+from rlopt.types import Batch, Policy
+
+
+class PPO:
+    """max E[pi_theta / pi_k A] - penalty * E[KL(pi_k || pi_theta)] by minibatch SGD.
+
+    The Lagrangian relaxation of TRPO. The penalty (the lecture's lambda) is fixed, or adapted once
+    an iteration on the KL of the whole batch: doubled above 1.5 target_kl, halved below target_kl /
+    1.5, within `penalty_range`.
+
+    Args:
+        policy: the policy to move.
+        optimizer: makes an optimiser from the parameters.
+        epochs: passes over the batch.
+        minibatch_size: transitions a gradient step at the most; a pass is split evenly.
+        penalty: lambda, where it is adapted the first one.
+        target_kl: the KL that the penalty is adapted to, or None for a fixed penalty.
+        penalty_range: [smallest, largest] adapted penalty.
+        kl: `analytic`, or `sampled`: the lecture's ln pi_k(a | s) - ln pi_theta(a | s), whose
+            gradient is that of ln 1 / pi_theta. The adaptation always takes the analytic one.
+
+    Source: lecture, "Proximal policy optimization"; Schulman et al. 2017, section 4.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        optimizer: Callable[[Iterable[Tensor]], Optimizer],
+        epochs: int,
+        minibatch_size: int,
+        penalty: float,
+        target_kl: float | None,
+        penalty_range: tuple[float, float],
+        kl: str,
+    ) -> None:
+        check.whole(epochs=epochs, minibatch_size=minibatch_size)
+        check.non_negative(penalty=penalty)
+        check.one_of(["analytic", "sampled"], kl=kl)
+        if target_kl is not None:
+            check.positive(target_kl=target_kl, penalty=penalty, penalty_range=min(penalty_range))
+        self.policy = policy
+        self.optimizer = optimizer(policy.parameters())
+        self.epochs = epochs
+        self.minibatch_size = minibatch_size
+        self.penalty = penalty
+        self.target_kl = target_kl
+        self.penalty_range = penalty_range
+        self.kl = kl
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """Several epochs of minibatch steps on the batch, then the adaptation of the penalty."""
+        with torch.no_grad():
+            old_params = self.policy.dist_params(batch.obs)
+            old_log_prob = self.policy.dist(old_params).log_prob(batch.action)
+
+        num_minibatches = math.ceil(len(batch) / self.minibatch_size)
+        for _ in range(self.epochs):
+            order = torch.randperm(len(batch)).to(batch.obs.device)
+            for index in order.tensor_split(num_minibatches):
+                self._sgd_step(batch[index], old_params[index], old_log_prob[index])
+
+        metrics = {"algo/penalty": self.penalty}
+        if self.target_kl is not None:
+            with torch.no_grad():
+                old, new = self.policy.dist(old_params), self.policy(batch.obs)
+                self._adapt_penalty(float(batch.expect(kl_divergence(old, new))))
+        return metrics
+
+    def _sgd_step(self, batch: Batch, old_params: Tensor, old_log_prob: Tensor) -> None:
+        new = self.policy(batch.obs)
+        log_ratio = new.log_prob(batch.action) - old_log_prob
+        surrogate = batch.expect(log_ratio.exp() * batch.advantage)
+        if self.kl == "analytic":
+            kl = batch.expect(kl_divergence(self.policy.dist(old_params), new))
+        else:
+            kl = batch.expect(-log_ratio)
+        objective = surrogate - self.penalty * kl
+        self.optimizer.zero_grad()
+        (-objective).backward()  # optimisers descend
+        self.optimizer.step()
+
+    def _adapt_penalty(self, kl: float) -> None:
+        assert self.target_kl is not None
+        if kl > 1.5 * self.target_kl:
+            self.penalty *= 2
+        elif kl < self.target_kl / 1.5:
+            self.penalty /= 2
+        smallest, largest = self.penalty_range
+        self.penalty = min(max(self.penalty, smallest), largest)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state and the adapted penalty."""
+        return {"optimizer": self.optimizer.state_dict(), "penalty": self.penalty}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse of `state_dict`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.penalty = state["penalty"]

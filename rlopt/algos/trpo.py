@@ -1,0 +1,143 @@
+"""Trust region policy optimisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.distributions import kl_divergence
+
+from rlopt import check
+from rlopt.fisher import fisher_operator
+from rlopt.linalg import assign, conjugate_gradient, damped, flatten, gradient, solve_dense
+from rlopt.line_search import backtrack
+from rlopt.types import Batch, Policy
+
+
+class TRPO:
+    """max L(theta) = E[pi_theta / pi_k A]  subject to  E[KL(pi_k || pi_theta)] <= max_kl.
+
+    The natural gradient step to the edge of the quadratic trust region, then a backtracking line
+    search on the true
+    functions: a fraction of the step is taken only where the surrogate L improves *and* the KL is
+        within max_kl. Where none is, the parameters are restored and `algo/rejected_*` says why.
+
+    Args:
+        policy: the policy to move.
+        max_kl: radius of the trust region.
+        kl: `analytic`, or `sampled`: the lecture's mean of ln pi_k(a | s) - ln pi_theta(a | s),
+            which can be negative and then constrains nothing.
+        fisher: `exact` (expectation over actions) or `empirical` (scores of the sampled actions).
+        solver: `cg`, or `dense` (Cholesky, for some thousand parameters at most).
+        damping: lambda in F + lambda I.
+        cg_iterations: products with F at the most.
+        cg_tolerance: relative residual at which conjugate gradient stops.
+        backtrack_ratio: factor between one try of the line search and the next.
+        backtrack_tries: tries at the most.
+
+    Source: lecture, "Trust region policy optimization" and "Estimating TRPO"; Schulman et al. 2015,
+    appendix C.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        max_kl: float,
+        kl: str,
+        fisher: str,
+        solver: str,
+        damping: float,
+        cg_iterations: int,
+        cg_tolerance: float,
+        backtrack_ratio: float,
+        backtrack_tries: int,
+    ) -> None:
+        check.positive(max_kl=max_kl)
+        check.one_of(["analytic", "sampled"], kl=kl)
+        check.one_of(["exact", "empirical"], fisher=fisher)
+        check.one_of(["cg", "dense"], solver=solver)
+        check.non_negative(damping=damping, cg_tolerance=cg_tolerance)
+        check.whole(cg_iterations=cg_iterations, backtrack_tries=backtrack_tries)
+        check.open_fraction(backtrack_ratio=backtrack_ratio)
+        self.policy = policy
+        self.max_kl = max_kl
+        self.kl = kl
+        self.fisher = fisher
+        self.solver = solver
+        self.damping = damping
+        self.cg_iterations = cg_iterations
+        self.cg_tolerance = cg_tolerance
+        self.backtrack_ratio = backtrack_ratio
+        self.backtrack_tries = backtrack_tries
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """One trust region step on the batch."""
+        parameters = list(self.policy.parameters())
+        theta = flatten(parameters).detach()
+        params = self.policy.dist_params(batch.obs)
+        old = self.policy.dist(params.detach())
+
+        # L(theta) = E[pi_theta / pi_k A]; its gradient at theta_k is g = grad J
+        log_prob = self.policy.dist(params).log_prob(batch.action)
+        old_log_prob = log_prob.detach()
+        surrogate = batch.expect((log_prob - old_log_prob).exp() * batch.advantage)
+        g = gradient(surrogate, parameters)
+
+        # d = (F + lambda I)^-1 g
+        F = fisher_operator(self.policy, batch, self.fisher)
+        A = damped(F, self.damping)
+        if self.solver == "dense":
+            solution = solve_dense(A, g)
+        else:
+            solution = conjugate_gradient(A, g, self.cg_iterations, self.cg_tolerance)
+        d = solution.x
+
+        # The full step reaches the edge of the damped quadratic region; a zero gradient asks for
+        # none
+        slope = float(g.dot(d))
+        eta = (2 * self.max_kl / slope) ** 0.5 if slope > 0 else 0.0
+
+        @torch.no_grad()
+        def reason_to_reject(scale: float) -> str | None:
+            assign(parameters, theta + scale * eta * d)
+            new = self.policy(batch.obs)
+            new_log_prob = new.log_prob(batch.action)
+            if self.kl == "analytic":
+                kl = batch.expect(kl_divergence(old, new))
+            else:
+                kl = batch.expect(old_log_prob - new_log_prob)
+            gain = batch.expect((new_log_prob - old_log_prob).exp() * batch.advantage) - surrogate
+            if not kl <= self.max_kl:  # also where it is nan
+                return "kl"
+            if not gain > 0:
+                return "surrogate"
+            return None
+
+        search = backtrack(reason_to_reject, self.backtrack_ratio, self.backtrack_tries)
+        if search.scale == 0:
+            assign(parameters, theta)
+
+        step = search.scale * eta
+        curvature = slope - self.damping * float(
+            d.dot(d)
+        )  # d^T F d: CG's residual is orthogonal to d
+        return {
+            "algo/grad_norm": float(g.norm()),
+            "algo/step_size": step,
+            "algo/predicted_kl": 0.5 * step**2 * curvature,
+            "algo/predicted_gain": step * slope,
+            "algo/cg_iterations": solution.iterations,
+            "algo/cg_residual": solution.relative_residual,
+            "algo/line_search_scale": search.scale,
+            "algo/line_search_tries": search.tries,
+            "algo/rejected_for_kl": search.rejected["kl"],
+            "algo/rejected_for_surrogate": search.rejected["surrogate"],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: the rule remembers nothing between steps."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse of `state_dict`."""

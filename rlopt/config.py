@@ -1,0 +1,221 @@
+"""From a composed config to the parts of a run; mistakes end here, in one line, before training."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium.vector import VectorEnv
+from hydra.errors import InstantiationException
+from hydra.utils import get_method, instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from rlopt import check
+from rlopt.envs import derive_seed, fastest_backend, make_vector_env
+from rlopt.evaluate import Evaluation, evaluate
+from rlopt.logger import Logger, flat
+from rlopt.trainer import Trainer
+
+TRAINING_STREAM, EVALUATION_STREAM = 0, 1
+GROUPS = ["algo", "policy", "advantage", "baseline", "rollout"]
+
+
+class ConfigError(ValueError):
+    """A mistake in the config; one line that names the key, the value and what to write."""
+
+
+@dataclass
+class EnvConfig:
+    """Settings of the training environments."""
+
+    id: str = MISSING
+    num_envs: int = MISSING
+    backend: str = MISSING
+    max_episode_steps: int | None = MISSING
+    kwargs: dict[str, Any] = MISSING
+
+
+@dataclass
+class EvalConfig:
+    """Settings of the deterministic evaluation."""
+
+    every: int = MISSING
+    episodes: int = MISSING
+    final_episodes: int = MISSING
+
+
+@dataclass
+class CheckpointConfig:
+    """When to save."""
+
+    every: int = MISSING
+
+
+@dataclass
+class Config:
+    """Types of the top-level settings; their values and meanings are in configs/base.yaml."""
+
+    seed: int = MISSING
+    total_steps: int = MISSING
+    device: str = MISSING
+    num_threads: int = MISSING
+    gamma: float = MISSING
+    average_over: str = MISSING
+    standardize_advantage: bool = MISSING
+    stop_at_return: float | None = MISSING
+    env: EnvConfig = field(default_factory=EnvConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    algo: dict[str, Any] = MISSING
+    policy: dict[str, Any] = MISSING
+    advantage: dict[str, Any] = MISSING
+    baseline: dict[str, Any] = MISSING
+    rollout: dict[str, Any] = MISSING
+
+
+def validate(cfg: DictConfig) -> None:
+    """Check the top-level settings.
+
+    Raises:
+        ConfigError: the first one that is wrong.
+    """
+    try:
+        check.whole(0, seed=cfg.seed)
+        check.whole(total_steps=cfg.total_steps, num_threads=cfg.num_threads)
+        check.fraction(gamma=cfg.gamma)
+        check.one_of(["steps", "trajectories"], average_over=cfg.average_over)
+        for section in ("eval", "checkpoint"):
+            for key, value in cfg[section].items():
+                check.whole(**{f"{section}.{key}": value})
+        torch.empty(0, device=cfg.device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device={cfg.device} is not available here: {reason}") from error
+
+
+def make(cfg: DictConfig, section: str, *args: Any) -> Any:
+    """Build what `cfg[section]` describes: its `_target_` of `args`, with its settings as keywords.
+
+    Raises:
+        ConfigError: an unknown target, an unknown or missing setting, or a value that the target
+        refuses.
+    """
+    with naming(section, cfg[section]):
+        return bind(cfg, section)(*args)
+
+
+def bind(cfg: DictConfig, section: str) -> Callable[..., Any]:
+    """The `_target_` of `cfg[section]` with its settings bound, to be called."""
+    try:
+        target = get_method(cfg[section]["_target_"])
+    except (ImportError, KeyError, ValueError) as error:
+        raise ConfigError(f"{section}._target_: {one_line(error)}") from error
+    settings = [key for key in cfg[section] if not key.startswith("_")]
+    parameters = inspect.signature(target).parameters.values()
+    keywords = {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
+    for key in settings:
+        if keywords and key not in keywords:
+            hint = nearest(key, list(keywords))
+            raise ConfigError(f"{section}.{key} is no setting of {target.__name__}: {hint}")
+    for key, required in keywords.items():
+        if required and key not in settings:
+            raise ConfigError(f"{section}.{key} is missing: {target.__name__} needs it")
+    with naming(section, cfg[section]):
+        return instantiate(cfg[section], _convert_="all", _partial_=True)
+
+
+@contextmanager
+def naming(section: str, settings: DictConfig) -> Iterator[None]:
+    """Turn what the parts raise about their settings into a ConfigError with full names."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, InstantiationException) as error:
+        message = one_line(error)
+        if message.split(" ")[0] in settings:
+            raise ConfigError(f"{section}.{message}") from error
+        values = ", ".join(f"{section}.{k}={v}" for k, v in flat(to_dict(settings)).items())
+        raise ConfigError(f"{section}: {message} (with {values})") from error
+
+
+def make_advantage(cfg: DictConfig) -> Any:
+    """The estimator of `cfg.advantage` with its settings and `cfg.gamma` bound."""
+    section = OmegaConf.create({"advantage": {**cfg.advantage, "gamma": cfg.gamma}})
+    estimator = bind(section, "advantage")
+    zero, no = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool)
+    with naming(
+        "advantage", cfg.advantage
+    ):  # it checks its settings when called: call it before training does
+        estimator(zero, torch.zeros(2, 1), no, no, no)
+    return estimator
+
+
+def make_env(cfg: DictConfig) -> VectorEnv:
+    """The vector environment of `cfg.env`."""
+    settings = to_dict(cfg.env)
+    try:
+        return make_vector_env(settings.pop("id"), **settings)
+    except ValueError as error:
+        raise ConfigError(one_line(error)) from error
+
+
+def make_policy(cfg: DictConfig, env: VectorEnv) -> Any:
+    """The policy of `cfg.policy` for the spaces of `env`, on `cfg.device`."""
+    policy = make(cfg, "policy", env.single_observation_space, env.single_action_space)
+    return policy.to(cfg.device)
+
+
+def make_trainer(cfg: DictConfig, folder: Path) -> Trainer:
+    """All parts of a run, from its seed; writes nothing before every part is made.
+
+    Raises:
+        ConfigError: a mistake in the config.
+    """
+    validate(cfg)
+    torch.set_num_threads(cfg.num_threads)
+    torch.manual_seed(cfg.seed)
+    if cfg.env.backend == "auto":  # recorded in the saved config
+        with naming("env", cfg.env):
+            cfg.env.backend = fastest_backend(cfg.env.id, cfg.env.kwargs)
+    env, eval_env = make_env(cfg), make_env(cfg)
+    policy = make_policy(cfg, env)
+    baseline = make(cfg, "baseline", env.single_observation_space).to(cfg.device)
+    rule = make(cfg, "algo", policy)
+    advantage = make_advantage(cfg)
+    rollout = make(cfg, "rollout", env, cfg.device, derive_seed(cfg.seed, TRAINING_STREAM))
+
+    def evaluate_policy(episodes: int) -> Evaluation:
+        seed = derive_seed(cfg.seed, EVALUATION_STREAM)
+        return evaluate(
+            policy, eval_env, episodes=episodes, seed=seed, deterministic=True, device=cfg.device
+        )
+
+    logger = Logger(folder, to_dict(cfg), cfg.total_steps)
+    return Trainer(policy, baseline, rule, advantage, rollout, evaluate_policy, logger, cfg)
+
+
+def to_dict(cfg: DictConfig) -> dict[str, Any]:
+    """A config as plain, resolved containers."""
+    container = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def nearest(key: str, allowed: list[str]) -> str:
+    """A hint at what was meant."""
+    matches = difflib.get_close_matches(key, allowed, n=1)
+    return f"did you mean {matches[0]}?" if matches else f"there are {', '.join(allowed)}"
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message on one line."""
+    return " ".join(str(error).split())

@@ -1,0 +1,206 @@
+"""Vector environments for any Gymnasium id.
+
+All backends run in Gymnasium's NEXT_STEP autoreset mode and hand out flat Box observations.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from gymnasium.wrappers.vector import FlattenObservation
+
+from rlopt import check
+
+BACKENDS = ["auto", "vector_entry_point", "envpool", "sync", "async"]
+
+
+def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
+    """The Gymnasium spec of an id, `module:id` imports the module first.
+
+    Raises:
+        ValueError: no such id (with the nearest ones), or its module can't be imported.
+    """
+    try:
+        return gym.spec(env_id)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"env={env_id}: {error}") from error
+    except gym.error.Error as error:
+        nearest = difflib.get_close_matches(env_id, gym.registry.keys(), n=3, cutoff=0.5)
+        hint = (
+            f"did you mean {' or '.join(nearest)}?"
+            if nearest
+            else "see gymnasium.pprint_registry()"
+        )
+        raise ValueError(
+            f"env={env_id}: no environment of this id is registered; {hint}"
+        ) from error
+
+
+def make_vector_env(
+    env_id: str,
+    *,
+    num_envs: int,
+    backend: str,
+    max_episode_steps: int | None,
+    kwargs: Mapping[str, Any],
+) -> VectorEnv:
+    """A vector environment of `num_envs` copies of any registered id.
+
+    Args:
+        env_id: any registered Gymnasium id.
+        num_envs: number of copies.
+        backend: `auto`, `vector_entry_point` (the environment's own), `envpool`, `sync` or `async`.
+        max_episode_steps: time limit in place of the registered one, or None.
+        kwargs: keyword arguments of the environment.
+
+    Raises:
+        ValueError: unknown id, unsupported space or backend, or a missing package (with what to
+        install).
+    """
+    check.whole(**{"env.num_envs": num_envs})
+    check.one_of(BACKENDS, **{"env.backend": backend})
+    options = dict(kwargs)
+    if max_episode_steps is not None:
+        check.whole(**{"env.max_episode_steps": max_episode_steps})
+        options["max_episode_steps"] = max_episode_steps
+    spec = find_spec(env_id)
+    if backend == "auto":
+        backend = fastest_backend(env_id, kwargs)
+    env = _make(spec, num_envs, backend, options)
+    if env.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
+        raise ValueError(
+            f"env={env_id}: backend {backend} does not run in NEXT_STEP autoreset mode"
+        )
+    _check_spaces(env_id, env)
+    return flat_observations(env)
+
+
+def flat_observations(env: VectorEnv) -> VectorEnv:
+    """The environment with observations as a Box of shape [d]; Discrete becomes one-hot."""
+    space = env.single_observation_space
+    is_flat = isinstance(space, spaces.Box) and len(space.shape) == 1
+    return env if is_flat else FlattenObservation(env)
+
+
+def fastest_backend(env_id: str, kwargs: Mapping[str, Any]) -> str:
+    """The environment's own vector version, else EnvPool if its spaces agree, else sync."""
+    spec = find_spec(env_id)
+    if spec.vector_entry_point is not None:
+        return "vector_entry_point"
+    return "envpool" if not kwargs and _envpool_agrees(spec) else "sync"
+
+
+def _envpool_agrees(spec: gym.envs.registration.EnvSpec) -> bool:
+    """Whether EnvPool is installed and has this id with spaces of the same kind and shape."""
+    if importlib.util.find_spec("envpool") is None:
+        return False
+    import envpool
+
+    if spec.id not in envpool.list_all_envs():
+        return False
+    try:
+        ours = gym.make(spec)
+    except gym.error.Error:
+        return True  # Gymnasium's version lacks a package, EnvPool brings its own
+    theirs = envpool.make_spec(spec.id)
+    pairs = [
+        (ours.observation_space, theirs.gymnasium_observation_space),
+        (ours.action_space, theirs.gymnasium_action_space),
+    ]
+    ours.close()
+    return all(type(a) is type(b) and a.shape == b.shape for a, b in pairs)
+
+
+def _make(
+    spec: gym.envs.registration.EnvSpec, num_envs: int, backend: str, options: dict[str, Any]
+) -> VectorEnv:
+    if backend == "envpool":
+        return _make_envpool(spec.id, num_envs, options)
+    if backend == "vector_entry_point" and spec.vector_entry_point is None:
+        raise ValueError(
+            f"env.backend=vector_entry_point: {spec.id} has none, use env.backend=auto"
+        )
+    try:
+        return gym.make_vec(spec, num_envs=num_envs, vectorization_mode=backend, **options)
+    except gym.error.DependencyNotInstalled as error:
+        raise ValueError(f"env={spec.id} needs a package that is not installed: {error}") from error
+    except TypeError as error:
+        raise ValueError(f"env.kwargs={options} does not suit {spec.id}: {error}") from error
+
+
+def _make_envpool(env_id: str, num_envs: int, options: dict[str, Any]) -> VectorEnv:
+    if importlib.util.find_spec("envpool") is None:
+        raise ValueError("env.backend=envpool needs a package: pip install 'rlopt[envpool]'")
+    import envpool
+
+    if env_id not in envpool.list_all_envs():
+        raise ValueError(f"env.backend=envpool: EnvPool has no {env_id}, use env.backend=auto")
+    return EnvPoolVectorEnv(env_id, num_envs, options)
+
+
+class EnvPoolVectorEnv(VectorEnv):
+    """EnvPool behind Gymnasium's interface; only a new pool takes a seed, so `reset` makes one."""
+
+    def __init__(self, env_id: str, num_envs: int, options: dict[str, Any]) -> None:
+        import envpool
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it casts the bounds of its own boxes
+            self._make = functools.partial(
+                envpool.make_gymnasium, env_id, num_envs=num_envs, **options
+            )
+            self._pool = self._make()
+        self.num_envs = num_envs
+        self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+        self.single_observation_space = self._pool.single_observation_space
+        self.single_action_space = self._pool.single_action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start a fresh episode in every environment."""
+        if seed is not None:
+            self._pool.close()
+            self._pool = self._make(seed=seed)
+        return self._pool.reset()
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step every environment."""
+        return self._pool.step(actions)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Stop EnvPool's threads."""
+        self._pool.close()
+
+
+def _check_spaces(env_id: str, env: VectorEnv) -> None:
+    action = env.single_action_space
+    is_discrete = isinstance(action, spaces.Discrete) and action.start == 0
+    is_vector = isinstance(action, spaces.Box) and len(action.shape) == 1
+    if not is_discrete and not (is_vector and np.issubdtype(action.dtype, np.floating)):
+        raise ValueError(
+            f"env={env_id}: actions {action} are not supported; "
+            "Discrete(n) from 0 and real Box of shape (d,) are"
+        )
+    if not env.single_observation_space.is_np_flattenable:
+        raise ValueError(
+            f"env={env_id}: observations {env.single_observation_space} are not supported; "
+            "Box, Discrete, MultiDiscrete, MultiBinary and Tuple or Dict of them are"
+        )
+
+
+def derive_seed(seed: int, stream: int) -> int:
+    """A seed for one of a run's random streams, unlike those of other seeds and streams."""
+    return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0] >> 1)

@@ -1,0 +1,132 @@
+"""Linear algebra with operators: a symmetric matrix A is a function v -> A v.
+
+Everything works on flat vectors [P]; `flatten` and `assign` go between these and a network's
+parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Operator = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A solution x of A x = b and how it was reached.
+
+    Attributes:
+        x: [P].
+        iterations: products with A that were spent.
+        relative_residual: ||b - A x|| / ||b||, 0 where b = 0.
+    """
+
+    x: Tensor
+    iterations: int
+    relative_residual: float
+
+
+def conjugate_gradient(A: Operator, b: Tensor, max_iterations: int, tolerance: float) -> Solution:
+    """Solve A x = b for a symmetric positive definite A, from x = 0.
+
+    The tolerance is relative, ||r|| <= tolerance * ||b||, so that cg(A, c b) = c cg(A, b) however
+    small the gradient b has become. Stops early where A's curvature along the direction is not
+    positive (rounding, or an operator that is only semidefinite) and returns the iterate before it.
+
+    Source: Nocedal & Wright, Numerical Optimization, algorithm 5.2.
+    """
+    x = torch.zeros_like(b)
+    b_norm = b.norm()
+    if b_norm == 0:
+        return Solution(x, 0, 0.0)
+    r = b.clone()  # residual b - A x
+    p = r.clone()  # search direction; must not share memory with r
+    rr = r.dot(r)
+    iterations = 0
+    while iterations < max_iterations and rr.sqrt() > tolerance * b_norm:
+        Ap = A(p)
+        iterations += 1
+        curvature = p.dot(Ap)
+        if not curvature > 0:
+            break
+        alpha = rr / curvature
+        x = x + alpha * p
+        r = r - alpha * Ap
+        rr_next = r.dot(r)
+        p = r + (rr_next / rr) * p
+        rr = rr_next
+    return Solution(x, iterations, float(rr.sqrt() / b_norm))
+
+
+def dense(A: Operator, like: Tensor) -> Tensor:
+    """The matrix [P, P] of an operator on vectors like `like` [P], by P products; symmetrised."""
+    matrix = torch.stack([A(e) for e in torch.eye(len(like), dtype=like.dtype, device=like.device)])
+    return (matrix + matrix.T) / 2
+
+
+def solve_dense(A: Operator, b: Tensor) -> Solution:
+    """Solve A x = b by Cholesky of the explicit matrix, for small P.
+
+    Raises:
+        ValueError: A is not positive definite to working precision (raise the damping).
+    """
+    matrix = dense(A, b)
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if info > 0:
+        raise ValueError(
+            "solver=dense: the matrix is not positive definite, raise `damping` or use solver=cg"
+        )
+    x = torch.cholesky_solve(b[:, None], factor)[:, 0]
+    b_norm = b.norm()
+    residual = float((b - matrix @ x).norm() / b_norm) if b_norm > 0 else 0.0
+    return Solution(x, len(b), residual)
+
+
+def jacobian_metric_operator(
+    outputs: Tensor, parameters: Sequence[Tensor], metric: Operator
+) -> Operator:
+    """The operator v -> J^T M J v with J the Jacobian of `outputs` [B, k] in `parameters`.
+
+    `metric` maps [B, k] -> [B, k] and is linear, symmetric and PSD. The Fisher matrix (M the Fisher
+    matrix of the distribution in its own parameters) and Gauss-Newton (M = 1) are both of this
+    form.
+
+    J v takes no forward mode: J^T w is linear in w, so its derivative in w along v is J v
+    (Townsend 2017, "A new trick for calculating Jacobian vector products"). The graph of J^T w is
+    built once and shared by all products.
+    """
+    w = torch.zeros_like(outputs, requires_grad=True)
+    Jt_w = flatten(torch.autograd.grad(outputs, parameters, w, create_graph=True))
+
+    def product(v: Tensor) -> Tensor:
+        (Jv,) = torch.autograd.grad(Jt_w, w, v, retain_graph=True)
+        return flatten(torch.autograd.grad(outputs, parameters, metric(Jv), retain_graph=True))
+
+    return product
+
+
+def damped(A: Operator, damping: float) -> Operator:
+    """A + damping * I."""
+    return lambda v: A(v) + damping * v
+
+
+def flatten(tensors: Iterable[Tensor]) -> Tensor:
+    """Tensors to one new vector [P] that shares no memory with them."""
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def gradient(scalar: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The gradient of a scalar in `parameters`, flat [P]; the graph is kept."""
+    return flatten(torch.autograd.grad(scalar, parameters, retain_graph=True))
+
+
+@torch.no_grad()
+def assign(parameters: Sequence[Tensor], vector: Tensor) -> None:
+    """Copy a flat vector [P] into `parameters`, which never become views of it."""
+    sizes = [p.numel() for p in parameters]
+    for p, part in zip(parameters, vector.split(sizes), strict=True):
+        p.copy_(part.view_as(p))

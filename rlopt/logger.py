@@ -1,0 +1,89 @@
+"""The record of a run: TensorBoard and metrics.csv, and a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+from tqdm import tqdm
+
+HPARAM_METRICS = ["eval/return_mean", "rollout/return_mean", "time/steps_per_second"]
+
+
+class Logger:
+    """Writes one row of metrics an iteration; the x axis is environment steps.
+
+    Args:
+        folder: the run folder.
+        config: resolved settings, nested; logged as text and, flattened, as hyperparameters.
+        total_steps: the end of the progress bar.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], total_steps: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.columns: list[str] = []
+        self.writer = SummaryWriter(str(folder))
+        self.bar = tqdm(total=total_steps, unit="step", disable=None, dynamic_ncols=True)
+        text = json.dumps(config, indent=2)
+        self.writer.add_text("config", "".join(f"\t{line}\n" for line in text.splitlines()))
+        experiment, start, self.session_end = hparams(flat(config), dict.fromkeys(HPARAM_METRICS))
+        self._add_summaries(experiment, start)
+
+    def log(self, env_steps: int, metrics: Mapping[str, float]) -> None:
+        """Write one row; TensorBoard leaves out nan, which means nothing to report yet."""
+        for tag, value in metrics.items():
+            if not math.isnan(value):
+                self.writer.add_scalar(tag, value, env_steps)
+        self._write_row({"env_steps": env_steps, **metrics})
+        self.bar.set_postfix(
+            {
+                "return": f"{metrics['rollout/return_mean']:.1f}",
+                "kl": f"{metrics['policy/kl']:.4f}",
+            }
+        )
+        self.bar.update(min(env_steps, self.bar.total or env_steps) - self.bar.n)
+
+    def _write_row(self, row: Mapping[str, float]) -> None:
+        path = self.folder / "metrics.csv"
+        new_columns = [key for key in row if key not in self.columns]
+        if (
+            new_columns
+        ):  # on the first row, and when evaluation first reports: rewrite with the wider header
+            old_rows = list(csv.DictReader(path.open(newline=""))) if self.columns else []
+            self.columns += new_columns
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self.columns)
+                writer.writeheader()
+                writer.writerows(old_rows)
+        with path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    def close(self) -> None:
+        """End the progress bar and TensorBoard's session."""
+        self.bar.close()
+        self._add_summaries(self.session_end)
+        self.writer.close()
+
+    def _add_summaries(self, *summaries: Any) -> None:
+        for summary in summaries:
+            self.writer._get_file_writer().add_summary(summary)
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config as {"algo.max_kl": 0.01, ...}; other types of values become strings."""
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = (
+                value if isinstance(value, bool | int | float | str) else str(value)
+            )
+    return result

@@ -1,0 +1,47 @@
+"""Running mean and variance as an `nn.Module`, so that a checkpoint carries them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class RunningNorm(nn.Module):
+    """Standardise by the mean and variance of everything seen by `update`.
+
+    Before the first update it is the identity. The output is clipped to [-10, 10].
+
+    Args:
+        size: number of features, the last dimension.
+    """
+
+    count: Tensor
+    mean: Tensor
+    var: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(size, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[*, size] -> [*, size]."""
+        std = self.var.sqrt().clamp(min=1e-6)  # a constant feature maps to 0, not to 0/0
+        return ((x - self.mean.to(x)) / std.to(x)).clamp(-10, 10)
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Merge the statistics of a batch [B, size] into the running ones.
+
+        Source: Chan, Golub & LeVeque 1979, the pairwise update of mean and sum of squares.
+        """
+        x = x.double()
+        n, total = len(x), self.count + len(x)
+        if n == 0:
+            return
+        delta = x.mean(0) - self.mean
+        squares = x.var(0, unbiased=False) * n + delta**2 * self.count * n / total
+        self.var.copy_((self.var * self.count + squares) / total)
+        self.mean.add_(delta * n / total)
+        self.count.copy_(total)

@@ -1,0 +1,210 @@
+"""Sampling: policy + vector environment -> Rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.distributions import Distribution
+
+from rlopt import check
+from rlopt.types import Policy, Rollout, float_tensor
+
+Choose = Callable[[Distribution], Tensor]
+
+
+def sample(dist: Distribution) -> Tensor:
+    """A random action."""
+    return dist.sample()
+
+
+def mode(dist: Distribution) -> Tensor:
+    """The most probable action."""
+    return dist.mode
+
+
+class Recorder:
+    """Steps a vector environment and keeps rows; knows NEXT_STEP autoreset and episode steps."""
+
+    def __init__(self, env: VectorEnv, device: torch.device | str, choose: Choose = sample) -> None:
+        self.env = env
+        self.device = device
+        self.choose = choose
+        self.needs_reset = True
+
+    def reset(self, seed: int | None) -> None:
+        """Start a fresh episode in every environment."""
+        N = self.env.num_envs
+        obs, _ = self.env.reset(seed=seed)
+        self.obs = float_tensor(obs, self.device)
+        self.step_index = np.zeros(N, dtype=np.int64)
+        self.autoreset = np.zeros(N, dtype=bool)  # the next row only resets this environment
+        self.episode_return = np.zeros(N)
+        self.needs_reset = False
+
+    @torch.no_grad()
+    def record(self, policy: Policy, quota: NDArray[np.int64] | None, num_rows: int) -> Rollout:
+        """Step for `num_rows` rows, or until each environment has ended `quota` [N] episodes."""
+        space = self.env.single_action_space
+        obs, steps = [self.obs], [self.step_index.copy()]
+        actions: list[Tensor] = []
+        rows: list[tuple[NDArray, ...]] = []
+        returns: list[float] = []
+        lengths: list[int] = []
+        remaining = None if quota is None else quota.copy()
+        while len(rows) < num_rows and (remaining is None or remaining.any()):
+            action = self.choose(policy(self.obs))
+            env_action = action.cpu().numpy()
+            if isinstance(space, spaces.Box):
+                env_action = np.clip(env_action, space.low, space.high).astype(space.dtype)
+            next_obs, reward, terminated, truncated, _ = self.env.step(env_action)
+
+            valid = ~self.autoreset if remaining is None else ~self.autoreset & (remaining > 0)
+            done = terminated | truncated
+            self.episode_return = np.where(self.autoreset, 0.0, self.episode_return + reward)
+            self.step_index = np.where(self.autoreset, 0, self.step_index + 1)
+            self.autoreset = done
+            for i in np.flatnonzero(done & valid):
+                returns.append(float(self.episode_return[i]))
+                lengths.append(int(self.step_index[i]))
+                if remaining is not None:
+                    remaining[i] -= 1
+
+            self.obs = float_tensor(next_obs, self.device)
+            obs.append(self.obs)
+            steps.append(self.step_index)
+            actions.append(action)
+            rows.append((reward, terminated, truncated, valid))
+
+        reward, terminated, truncated, valid = (
+            np.stack(column) for column in zip(*rows, strict=True)
+        )
+        rollout = Rollout(
+            obs=torch.stack(obs),
+            action=torch.stack(actions),
+            reward=float_tensor(np.where(valid, reward, 0.0), self.device),
+            terminated=torch.as_tensor(terminated, device=self.device),
+            truncated=torch.as_tensor(truncated, device=self.device),
+            valid=torch.as_tensor(valid, device=self.device),
+            step=torch.as_tensor(np.stack(steps), device=self.device),
+            episode_returns=returns,
+            episode_lengths=lengths,
+        )
+        _check_finite(rollout)
+        return rollout
+
+
+def _check_finite(rollout: Rollout) -> None:
+    for name, x in (("reward", rollout.reward), ("observation", rollout.obs)):
+        bad = ~torch.isfinite(x).reshape(*x.shape[:2], -1).all(-1)
+        if bad.any():
+            row, index = bad.nonzero()[0].tolist()
+            step = int(rollout.step[row, index])
+            raise FloatingPointError(
+                f"environment {index} gave a non-finite {name} at step {step} of its episode"
+            )
+
+
+class StepRollout:
+    """A fixed number of rows from each environment; episodes go on from one rollout to the next.
+
+    Partial episodes are bootstrapped by the advantage estimator.
+
+    Args:
+        env: the vector environment, which this object alone steps.
+        device: where the tensors go.
+        seed: of the environments' first reset.
+        num_steps: rows T.
+    """
+
+    def __init__(
+        self, env: VectorEnv, device: torch.device | str, seed: int, *, num_steps: int
+    ) -> None:
+        check.whole(num_steps=num_steps)
+        self.num_steps = num_steps
+        self.seed = seed
+        self.recorder = Recorder(env, device)
+
+    def collect(self, policy: Policy) -> Rollout:
+        """The next T rows."""
+        if self.recorder.needs_reset:
+            self.recorder.reset(self.seed)
+        return self.recorder.record(policy, quota=None, num_rows=self.num_steps)
+
+    def collect_for_baseline(self, policy: Policy) -> Rollout | None:
+        """None: the baseline is fitted on the update's own data."""
+        return None
+
+
+class EpisodeRollout:
+    """M whole trajectories, each from a fresh reset to its end.
+
+    How many each environment runs is fixed before it starts, so that short episodes are not
+    favoured: "the first M that end" would be.
+
+    Args:
+        env: the vector environment, which this object alone steps.
+        device: where the tensors go.
+        seed: of the environments' first reset.
+        episodes: M.
+        baseline_episodes: the lecture's N separate trajectories that fit the baseline before M new
+            ones form the gradient; 0 to fit it after the update, on the same M.
+        max_episode_steps: an episode longer than that is an error, so that a never-ending one is no
+            hang.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        device: torch.device | str,
+        seed: int,
+        *,
+        episodes: int,
+        baseline_episodes: int,
+        max_episode_steps: int,
+    ) -> None:
+        check.whole(episodes=episodes, max_episode_steps=max_episode_steps)
+        check.whole(0, baseline_episodes=baseline_episodes)
+        self.episodes = episodes
+        self.baseline_episodes = baseline_episodes
+        self.max_episode_steps = max_episode_steps
+        self.seed: int | None = seed
+        self.recorder = Recorder(env, device)
+
+    def collect(self, policy: Policy) -> Rollout:
+        """M trajectories."""
+        return self._collect(policy, self.episodes)
+
+    def collect_for_baseline(self, policy: Policy) -> Rollout | None:
+        """N other trajectories, or None where N = 0."""
+        return self._collect(policy, self.baseline_episodes) if self.baseline_episodes else None
+
+    def _collect(self, policy: Policy, episodes: int) -> Rollout:
+        self.recorder.reset(self.seed)
+        self.seed = None  # later resets go on in the environments' own random streams
+        return run_episodes(self.recorder, policy, episodes, self.max_episode_steps)
+
+
+def run_episodes(
+    recorder: Recorder, policy: Policy, episodes: int, max_episode_steps: int
+) -> Rollout:
+    """`episodes` whole trajectories from a recorder that was just reset, divided evenly beforehand.
+
+    Raises:
+        ValueError: an episode did not end within `max_episode_steps`.
+    """
+    N = recorder.env.num_envs
+    quota = np.full(N, episodes // N) + (np.arange(N) < episodes % N)
+    num_rows = int(quota.max()) * (max_episode_steps + 1)
+    rollout = recorder.record(policy, quota, num_rows)
+    if len(rollout.episode_returns) < episodes:
+        raise ValueError(
+            f"an episode did not end within {max_episode_steps} steps: set env.max_episode_steps, "
+            "raise rollout.max_episode_steps, or use rollout=steps"
+        )
+    return rollout

@@ -1,0 +1,150 @@
+"""What passes between the parts: `Rollout` (sampled data), `Batch` (what an update sees).
+
+Shapes: T steps, N environments, B valid transitions, k the size of a distribution's parameter
+vector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Time-major experience in Gymnasium's NEXT_STEP autoreset convention.
+
+    After a done comes one row whose action is ignored; it has `valid = False` and is no
+    transition. For every valid row `obs[t + 1]` is the true successor of `obs[t]`.
+
+    Attributes:
+        obs: [T+1, N, *].
+        action: [T, N, *], as sampled (the environment may have received a clipped copy).
+        reward: [T, N], 0 on invalid rows.
+        terminated: [T, N] bool, the successor's value is 0.
+        truncated: [T, N] bool, the sum is cut but the successor keeps its value.
+        valid: [T, N] bool.
+        step: [T+1, N] int64, index of `obs` within its episode.
+        episode_returns: undiscounted returns of the episodes that ended, in order of ending.
+        episode_lengths: their lengths in steps.
+    """
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    valid: Tensor
+    step: Tensor
+    episode_returns: list[float]
+    episode_lengths: list[int]
+
+    @property
+    def num_steps(self) -> int:
+        """Number of valid transitions, B."""
+        return int(self.valid.sum())
+
+    @property
+    def num_trajectories(self) -> int:
+        """Number of trajectories, M: runs of valid rows, whole episodes or parts of one."""
+        starts = self.valid.clone()
+        starts[1:] &= ~self.valid[:-1]
+        return int(starts.sum())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The valid transitions of a rollout, flattened.
+
+    Attributes:
+        obs: [B, *].
+        action: [B, *].
+        advantage: [B].
+        horizon: what a mean over steps is multiplied by to give the expectation that is wanted:
+            1 for the mean over steps, B / M for the lecture's sum over a trajectory's steps,
+            averaged over M trajectories.
+    """
+
+    obs: Tensor
+    action: Tensor
+    advantage: Tensor
+    horizon: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.advantage)
+
+    def __getitem__(self, index: Tensor) -> Batch:
+        return Batch(self.obs[index], self.action[index], self.advantage[index], self.horizon)
+
+    def expect(self, x: Tensor) -> Tensor:
+        """E[x] of a per-step quantity x [B]: scalar."""
+        return self.horizon * x.mean()
+
+
+class Policy(Protocol):
+    """What every update rule needs of a policy, which is also an `nn.Module`."""
+
+    def dist_params(self, obs: Tensor) -> Tensor:
+        """Observations [B, *] to distribution parameters [B, k]."""
+        ...
+
+    def dist(self, params: Tensor) -> Distribution:
+        """Distribution parameters [B, k] to a distribution over actions, batch shape [B]."""
+        ...
+
+    def __call__(self, obs: Tensor) -> Distribution:
+        """Both: the distribution over actions at `obs`."""
+        ...
+
+    def update_statistics(self, obs: Tensor) -> None:
+        """Take observations [B, *] into the observation normaliser, if there is one."""
+        ...
+
+    def parameters(self) -> Any:
+        """The parameters that an update moves."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold."""
+        ...
+
+
+class Baseline(Protocol):
+    """A regression of the return on observation and step."""
+
+    def __call__(self, obs: Tensor, step: Tensor) -> Tensor:
+        """Values [..] of observations [.., *] at steps [..] of their episodes."""
+        ...
+
+    def fit(self, obs: Tensor, step: Tensor, target: Tensor) -> dict[str, float]:
+        """Fit to targets [B]; returns metrics."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold."""
+        ...
+
+
+class UpdateRule(Protocol):
+    """Is to a policy what `torch.optim.Optimizer` is to parameters."""
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """Move the policy's parameters; returns metrics."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must be saved to go on exactly."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse of `state_dict`."""
+        ...
+
+
+def float_tensor(x: Any, device: torch.device | str) -> Tensor:
+    """Any array as a tensor of torch's default float type on `device`."""
+    return torch.as_tensor(x, dtype=torch.get_default_dtype(), device=device)

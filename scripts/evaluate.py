@@ -1,0 +1,65 @@
+"""Evaluate a trained policy: python scripts/evaluate.py run=<run folder>."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+import cli
+from rlopt import check, checkpoint
+from rlopt.config import ConfigError, make_env, make_policy
+from rlopt.evaluate import evaluate, record_video
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    """Print mean, std, min and max of the episodes' returns."""
+    with cli.one_line_errors():
+        run_cfg, state = load_run(cfg)
+        env = make_env(run_cfg)
+        policy = make_policy(run_cfg, env)
+        policy.load_state_dict(state["policy"])
+        options: dict[str, Any] = {"seed": cfg.seed, "deterministic": cfg.deterministic}
+        result = evaluate(policy, env, episodes=cfg.episodes, device=run_cfg.device, **options)
+        kind = "deterministic" if cfg.deterministic else "sampled"
+        print(
+            f"{run_cfg.env.id}, {cfg.checkpoint}.pt at {state['env_steps']} steps, "
+            f"{cfg.episodes} {kind} episodes"
+        )
+        print(
+            f"return mean {result.mean:.2f}  std {result.std:.2f}  "
+            f"min {min(result.returns):.2f}  max {max(result.returns):.2f}"
+        )
+        if cfg.video:
+            folder = Path(cfg.run) / "videos"
+            options |= {"episodes": cfg.video_episodes, "device": run_cfg.device}
+            record_video(policy, run_cfg.env, folder, **options)
+            print(f"wrote {folder}")
+
+
+def load_run(cfg: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
+    """A run's config, with this command's environments and backend, and its checkpoint."""
+    folder = Path(cfg.run)
+    path = folder / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"run={cfg.run} is no run folder: it has no .hydra/config.yaml")
+    try:
+        check.one_of(["last", "best"], checkpoint=cfg.checkpoint)
+        check.whole(episodes=cfg.episodes, num_envs=cfg.num_envs, video_episodes=cfg.video_episodes)
+        check.whole(0, seed=cfg.seed)
+        state = checkpoint.load(folder / "checkpoints" / f"{cfg.checkpoint}.pt")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    run_cfg = OmegaConf.load(path)
+    assert isinstance(run_cfg, DictConfig)
+    run_cfg.env.num_envs, run_cfg.env.backend = min(cfg.num_envs, cfg.episodes), cfg.backend
+    torch.set_num_threads(run_cfg.num_threads)
+    return run_cfg, state
+
+
+if __name__ == "__main__":
+    cli.run(main)
