@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -116,8 +117,9 @@ def bind(cfg: DictConfig, section: str) -> Callable[..., Any]:
     """The `_target_` of `cfg[section]` with its settings bound, to be called."""
     try:
         target = get_method(cfg[section]["_target_"])
-    except (ImportError, KeyError, ValueError) as error:
-        raise ConfigError(f"{section}._target_: {one_line(error)}") from error
+    except (ImportError, ValueError) as error:
+        name = cfg[section]["_target_"]
+        raise ConfigError(f"{section}._target_={name} can't be imported: {error}") from error
     settings = [key for key in cfg[section] if not key.startswith("_")]
     parameters = inspect.signature(target).parameters.values()
     keywords = {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
@@ -141,10 +143,17 @@ def naming(section: str, settings: DictConfig) -> Iterator[None]:
         raise
     except (ValueError, TypeError, InstantiationException) as error:
         message = one_line(error)
+        if message.startswith(f"{section}="):
+            raise ConfigError(message) from error
         if message.split(" ")[0] in settings:
             raise ConfigError(f"{section}.{message}") from error
-        values = ", ".join(f"{section}.{k}={v}" for k, v in flat(to_dict(settings)).items())
-        raise ConfigError(f"{section}: {message} (with {values})") from error
+        target = re.search(r"Error locating target '(\S+)'.* full_key: (\S+)", message)
+        if target is not None:
+            raise ConfigError(f"{target[2]}._target_={target[1]} can't be imported") from error
+        values = (
+            f"{section}.{k}={v}" for k, v in flat(to_dict(settings)).items() if "._" not in f".{k}"
+        )
+        raise ConfigError(f"{section}: {message} (with {', '.join(values)})") from error
 
 
 def make_advantage(cfg: DictConfig) -> Any:
@@ -162,10 +171,8 @@ def make_advantage(cfg: DictConfig) -> Any:
 def make_env(cfg: DictConfig) -> VectorEnv:
     """The vector environment of `cfg.env`."""
     settings = to_dict(cfg.env)
-    try:
+    with naming("env", cfg.env):
         return make_vector_env(settings.pop("id"), **settings)
-    except ValueError as error:
-        raise ConfigError(one_line(error)) from error
 
 
 def make_policy(cfg: DictConfig, env: VectorEnv) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib
 import importlib.util
 import warnings
 from collections.abc import Mapping
@@ -25,25 +26,23 @@ BACKENDS = ["auto", "vector_entry_point", "envpool", "sync", "async"]
 
 
 def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
-    """The Gymnasium spec of an id, `module:id` imports the module first.
+    """The Gymnasium spec of an id; `module:id` imports the module first.
 
     Raises:
         ValueError: no such id (with the nearest ones), or its module can't be imported.
     """
+    module, _, name = env_id.rpartition(":")
     try:
-        return gym.spec(env_id)
-    except ModuleNotFoundError as error:
+        if module:
+            importlib.import_module(module)
+        return gym.spec(name)
+    except ImportError as error:
         raise ValueError(f"env={env_id}: {error}") from error
     except gym.error.Error as error:
-        nearest = difflib.get_close_matches(env_id, gym.registry.keys(), n=3, cutoff=0.5)
-        hint = (
-            f"did you mean {' or '.join(nearest)}?"
-            if nearest
-            else "see gymnasium.pprint_registry()"
-        )
-        raise ValueError(
-            f"env={env_id}: no environment of this id is registered; {hint}"
-        ) from error
+        matches = difflib.get_close_matches(name, gym.registry.keys(), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(matches)}?" if matches else "gymnasium.registry has all"
+        message = f"env={env_id}: no environment of this id is registered; {hint}"
+        raise ValueError(message) from error
 
 
 def make_vector_env(
@@ -67,11 +66,11 @@ def make_vector_env(
         ValueError: unknown id, unsupported space or backend, or a missing package (with what to
         install).
     """
-    check.whole(**{"env.num_envs": num_envs})
-    check.one_of(BACKENDS, **{"env.backend": backend})
+    check.whole(num_envs=num_envs)
+    check.one_of(BACKENDS, backend=backend)
     options = dict(kwargs)
     if max_episode_steps is not None:
-        check.whole(**{"env.max_episode_steps": max_episode_steps})
+        check.whole(max_episode_steps=max_episode_steps)
         options["max_episode_steps"] = max_episode_steps
     spec = find_spec(env_id)
     if backend == "auto":
@@ -127,24 +126,22 @@ def _make(
     if backend == "envpool":
         return _make_envpool(spec.id, num_envs, options)
     if backend == "vector_entry_point" and spec.vector_entry_point is None:
-        raise ValueError(
-            f"env.backend=vector_entry_point: {spec.id} has none, use env.backend=auto"
-        )
+        raise ValueError(f"backend vector_entry_point: {spec.id} has none, use env.backend=auto")
     try:
         return gym.make_vec(spec, num_envs=num_envs, vectorization_mode=backend, **options)
     except gym.error.DependencyNotInstalled as error:
         raise ValueError(f"env={spec.id} needs a package that is not installed: {error}") from error
     except TypeError as error:
-        raise ValueError(f"env.kwargs={options} does not suit {spec.id}: {error}") from error
+        raise ValueError(f"kwargs {options} does not suit {spec.id}: {error}") from error
 
 
 def _make_envpool(env_id: str, num_envs: int, options: dict[str, Any]) -> VectorEnv:
     if importlib.util.find_spec("envpool") is None:
-        raise ValueError("env.backend=envpool needs a package: pip install 'rlopt[envpool]'")
+        raise ValueError("backend envpool needs a package: pip install 'rlopt[envpool]'")
     import envpool
 
     if env_id not in envpool.list_all_envs():
-        raise ValueError(f"env.backend=envpool: EnvPool has no {env_id}, use env.backend=auto")
+        raise ValueError(f"backend envpool: EnvPool has no {env_id}, use env.backend=auto")
     return EnvPoolVectorEnv(env_id, num_envs, options)
 
 

@@ -7,15 +7,17 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from hydra import compose
+from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlopt.config import ConfigError, nearest, one_line
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 MISTAKES = (ConfigError, FloatingPointError, HydraException, OmegaConfBaseException)
 
 
@@ -44,23 +46,36 @@ def one_line_errors() -> Iterator[None]:
 
 def explain(error: Exception) -> str:
     """The exception on one line, with the nearest key where one is unknown."""
-    unknown = re.search(r"Could not override '([\w./]+)'|Key '([\w.]+)' is not in", str(error))
-    full_key = re.search(r"full_key: ([\w.]+)", str(error))
-    if unknown is None:
-        return one_line(error)
-    key = full_key[1] if full_key else unknown[1] or unknown[2]
-    return f"{key} is no setting: {nearest(key, known_keys())}"
+    message = one_line(error)
+    unknown = re.search(r"Could not override '([\w./]+)'", message)
+    if unknown is not None:
+        return unknown_key(unknown[1])
+    if message.startswith("Error merging override"):
+        reason = one_line(error.__cause__ or error).split(" full_key:")[0]
+        return f"{message.split()[-1]}: {reason}"
+    return message.split(" Config search path:")[0]
+
+
+def unknown_key(key: str) -> str:
+    """What to write in place of a key that does not exist."""
+    if key.startswith("env.kwargs."):
+        return f"{key} is set here for the first time: write +{key}=..."
+    section = key.split(".")[0] + "."
+    keys = known_keys()
+    inside = [k for k in keys if k.startswith(section)] if "." in key else []
+    return f"{key} is no setting: {nearest(key, inside or [k for k in keys if '.' not in k])}"
 
 
 def known_keys() -> list[str]:
     """All keys of the config that the command line's choices of groups make."""
     groups = [a for a in sys.argv[1:] if re.fullmatch(r"\w+=[\w-]+", a)]
-    for overrides in (groups, []):
-        try:
-            cfg = compose("train", overrides)
-        except (HydraException, OmegaConfBaseException):
-            continue
-        return flat_keys(OmegaConf.to_container(cfg, resolve=False))
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        for overrides in (groups, []):
+            try:
+                cfg = compose(Path(sys.argv[0]).stem, overrides)
+            except (HydraException, OmegaConfBaseException):
+                continue
+            return flat_keys(OmegaConf.to_container(cfg, resolve=False))
     return []
 
 
