@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import pydoc
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from gymnasium.vector import VectorEnv
 from hydra.errors import InstantiationException
-from hydra.utils import get_method, instantiate
+from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from rlopt import check
@@ -115,11 +116,13 @@ def make(cfg: DictConfig, section: str, *args: Any) -> Any:
 
 def bind(cfg: DictConfig, section: str) -> Callable[..., Any]:
     """The `_target_` of `cfg[section]` with its settings bound, to be called."""
+    name = cfg[section].get("_target_")
     try:
-        target = get_method(cfg[section]["_target_"])
-    except (ImportError, ValueError) as error:
-        name = cfg[section]["_target_"]
+        target: Any = pydoc.locate(str(name))
+    except pydoc.ErrorDuringImport as error:
         raise ConfigError(f"{section}._target_={name} can't be imported: {error}") from error
+    if not callable(target):
+        raise ConfigError(f"{section}._target_={name}: there is no such class or function")
     settings = [key for key in cfg[section] if not key.startswith("_")]
     parameters = inspect.signature(target).parameters.values()
     keywords = {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
