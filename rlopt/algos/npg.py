@@ -89,9 +89,8 @@ class NPG:
         eta = (self.step_size or (2 * self.max_kl / slope) ** 0.5) if slope else 0.0
         assign(parameters, theta + eta * d)
 
-        curvature = slope - self.damping * float(
-            d.dot(d)
-        )  # d^T F d: CG's residual is orthogonal to d
+        # d^T F d = d^T (A - lambda I) d, and d^T A d = g . d: CG's residual is orthogonal to d
+        curvature = slope - self.damping * float(d.dot(d))
         return {
             "algo/grad_norm": float(g.norm()),
             "algo/step_size": eta,

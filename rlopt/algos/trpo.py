@@ -119,9 +119,8 @@ class TRPO:
             assign(parameters, theta)
 
         step = search.scale * eta
-        curvature = slope - self.damping * float(
-            d.dot(d)
-        )  # d^T F d: CG's residual is orthogonal to d
+        # d^T F d = d^T (A - lambda I) d, and d^T A d = g . d: CG's residual is orthogonal to d
+        curvature = slope - self.damping * float(d.dot(d))
         return {
             "algo/grad_norm": float(g.norm()),
             "algo/step_size": step,
