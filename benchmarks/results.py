@@ -62,7 +62,7 @@ class Job:
             return
         if self.folder.exists():
             shutil.rmtree(self.folder)  # it was interrupted
-        # An iteration may go over total_steps by less than its own size: stop a batch short of the budget.
+        # The last iteration may go over total_steps by less than its own size: stop short.
         overrides = [f"algo={self.algo}", f"env={self.env}", f"seed={self.seed}"]
         overrides += [f"total_steps={BUDGETS[self.env][self.algo] - 4096}"]
         overrides += [f"hydra.run.dir={self.folder}"]

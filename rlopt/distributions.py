@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Independent, Normal
+from torch.distributions.kl import register_kl
 
 
 class Categorical(TorchCategorical):
@@ -23,6 +24,12 @@ class Categorical(TorchCategorical):
         """(diag(p) - p p^T) u, [B, k] -> [B, k]."""
         pu = self.probs * u
         return pu - self.probs * pu.sum(-1, keepdim=True)
+
+
+@register_kl(Categorical, Categorical)
+def _kl_categorical(p: Categorical, q: Categorical) -> Tensor:
+    """KL(p || q) [B] from log-probabilities: finite, with a gradient, where q underflows."""
+    return (p.probs * (p.logits - q.logits)).sum(-1)
 
 
 class DiagonalGaussian(Independent):

@@ -46,6 +46,7 @@ def conjugate_gradient(A: Operator, b: Tensor, max_iterations: int, tolerance: f
     r = b.clone()  # residual b - A x
     p = r.clone()  # search direction; must not share memory with r
     rr = r.dot(r)
+    tolerance = max(tolerance, 10 * torch.finfo(b.dtype).eps)  # below it r is rounding
     iterations = 0
     while iterations < max_iterations and rr.sqrt() > tolerance * b_norm:
         Ap = A(p)

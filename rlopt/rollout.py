@@ -31,7 +31,7 @@ def mode(dist: Distribution) -> Tensor:
 class Recorder:
     """Steps a vector environment and keeps rows; knows NEXT_STEP autoreset and episode steps."""
 
-    def __init__(self, env: VectorEnv, device: torch.device | str, choose: Choose = sample) -> None:
+    def __init__(self, env: VectorEnv, device: torch.device | str, choose: Choose) -> None:
         self.env = env
         self.device = device
         self.choose = choose
@@ -128,7 +128,7 @@ class StepRollout:
         check.whole(num_steps=num_steps)
         self.num_steps = num_steps
         self.seed = seed
-        self.recorder = Recorder(env, device)
+        self.recorder = Recorder(env, device, sample)
 
     def collect(self, policy: Policy) -> Rollout:
         """The next T rows."""
@@ -174,7 +174,7 @@ class EpisodeRollout:
         self.baseline_episodes = baseline_episodes
         self.max_episode_steps = max_episode_steps
         self.seed: int | None = seed
-        self.recorder = Recorder(env, device)
+        self.recorder = Recorder(env, device, sample)
 
     def collect(self, policy: Policy) -> Rollout:
         """M trajectories."""

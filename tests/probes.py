@@ -1,0 +1,281 @@
+"""Toy environments, each of which isolates one fault, and the helpers that tests build with.
+
+`Counting` shows where a row comes from: its observation is [step, episode], its reward step + 1.
+The probes are a ladder; the first that fails names what is broken: the value (ConstantReward), its
+inputs (RewardIsObservation), the discount (TwoSteps), the advantage and the policy (RewardIsAction)
+and both together (RewardIsProduct).
+"""
+
+import functools
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from rlopt.config import Config
+from rlopt.envs import make_vector_env
+from rlopt.policies import MLPPolicy
+
+GROUPS = {"algo", "policy", "advantage", "baseline", "rollout", "env", "tuned", "experiment"}
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+COUNTS = spaces.Box(0.0, 1e6, (2,), np.float32)
+TWO_ACTIONS = spaces.Discrete(2)
+UNIT_ACTIONS = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+
+class Counting(gym.Env):
+    """Episode e lasts `lengths[e % len(lengths)]` steps and ends as `end` says."""
+
+    def __init__(self, lengths=(3,), end="terminated"):
+        self.observation_space, self.action_space = COUNTS, TWO_ACTIONS
+        self.lengths, self.end = lengths, end
+        self.episode = -1
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        self.episode += 1
+        return self._obs(), {}
+
+    def step(self, action):
+        self.count += 1
+        done = self.count >= self.lengths[self.episode % len(self.lengths)]
+        terminated = done and self.end in ("terminated", "both")
+        truncated = done and self.end in ("truncated", "both")
+        return self._obs(), float(self.count), terminated, truncated, {}
+
+    def _obs(self):
+        return np.array([self.count, self.episode], np.float32)
+
+
+class CountingVector(VectorEnv):
+    """`Counting` as a native vector environment; `reuse_buffers` hands out the same arrays."""
+
+    def __init__(self, num_envs, lengths=(3,), end="terminated", reuse_buffers=False):
+        self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+        self.num_envs = num_envs
+        self.single_observation_space, self.single_action_space = COUNTS, TWO_ACTIONS
+        self.observation_space = batch_space(COUNTS, num_envs)
+        self.action_space = batch_space(TWO_ACTIONS, num_envs)
+        self.lengths, self.end, self.reuse_buffers = np.array(lengths), end, reuse_buffers
+        self.obs = np.array([[0, -1]] * num_envs, np.float32)
+        self.reward = np.zeros(num_envs)
+        self.done = np.zeros(num_envs, bool)
+
+    def reset(self, *, seed=None, options=None):
+        self.obs += [0, 1]
+        self.obs[:, 0] = 0
+        self.done[:] = False
+        return self._hand_out(self.obs), {}
+
+    def step(self, actions):
+        restarts = self.done.copy()
+        self.obs += np.where(restarts[:, None], [0, 1], [1, 0])
+        self.obs[restarts, 0] = 0
+        self.reward[:] = self.obs[:, 0]
+        episode = self.obs[:, 1].astype(int)
+        self.done[:] = self.obs[:, 0] >= self.lengths[episode % len(self.lengths)]
+        terminated = self.done & (self.end in ("terminated", "both"))
+        truncated = self.done & (self.end in ("truncated", "both"))
+        return self._hand_out(self.obs), self._hand_out(self.reward), terminated, truncated, {}
+
+    def _hand_out(self, x):
+        return x if self.reuse_buffers else x.copy()
+
+
+class RandomLength(gym.Env):
+    """Reward 1 a step for 1 or 9 steps, by a fair coin: the mean return is 5."""
+
+    def __init__(self):
+        self.observation_space, self.action_space = UNIT_ACTIONS, TWO_ACTIONS
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = int(self.np_random.choice([1, 9]))
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.left -= 1
+        return np.zeros(1, np.float32), 1.0, self.left == 0, False, {}
+
+
+class Echo(gym.Env):
+    """The observation is the action that arrived; episodes of four steps."""
+
+    def __init__(self):
+        self.action_space = spaces.Box(np.float32([-1, -0.5]), np.float32([1, 0.5]))
+        self.observation_space = spaces.Box(-1e6, 1e6, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        return action.copy(), 0.0, False, self.count == 4, {}
+
+
+class Faulty(gym.Env):
+    """What `fault` names is `value` at step `at` of the environment that was seeded `bad_seed`."""
+
+    def __init__(self, fault, value, at, bad_seed, continuous=False):
+        self.observation_space = UNIT_ACTIONS
+        self.action_space = UNIT_ACTIONS if continuous else TWO_ACTIONS
+        self.fault, self.value, self.at, self.bad_seed = fault, value, at, bad_seed
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        self.bad = seed == self.bad_seed
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        obs, reward = 0.0, 0.0
+        if self.bad and self.count == self.at:
+            obs, reward = (self.value, 0.0) if self.fault == "observation" else (0.0, self.value)
+        self.count += 1
+        return np.array([obs], np.float32), reward, False, self.count >= 20, {}
+
+
+class WithSpaces(gym.Env):
+    """Any spaces, random observations, episodes of three steps."""
+
+    def __init__(self, observation_space=UNIT_ACTIONS, action_space=TWO_ACTIONS):
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.count += 1
+        return self.observation_space.sample(), 0.0, self.count == 3, False, {}
+
+
+class OneStep(gym.Env):
+    """One step an episode; the action is -1 or 1, or any number between them."""
+
+    observations = (0.0,)
+
+    def __init__(self, continuous=False):
+        self.observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.action_space = UNIT_ACTIONS if continuous else TWO_ACTIONS
+        self.continuous = continuous
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.obs = np.float32([self.np_random.choice(self.observations)])
+        return self.obs.copy(), {}
+
+    def step(self, action):
+        signed = float(action[0]) if self.continuous else 2.0 * float(action) - 1.0
+        return self.obs.copy(), self.reward(float(self.obs[0]), signed), True, False, {}
+
+
+class ConstantReward(OneStep):
+    """V = 1 and the policy can't matter."""
+
+    def reward(self, obs, action):
+        return 1.0
+
+
+class RewardIsObservation(OneStep):
+    """V(s) = s and the policy can't matter."""
+
+    observations = (-1.0, 1.0)
+
+    def reward(self, obs, action):
+        return obs
+
+
+class RewardIsAction(OneStep):
+    """The best action is 1."""
+
+    def reward(self, obs, action):
+        return action
+
+
+class RewardIsProduct(OneStep):
+    """The best action is the observation."""
+
+    observations = (-1.0, 1.0)
+
+    def reward(self, obs, action):
+        return obs * action
+
+
+class TwoSteps(OneStep):
+    """Observation 0, then 1; reward 0, then 1: V(1) = 1 and V(0) = gamma."""
+
+    def step(self, action):
+        last = bool(self.obs[0] == 1.0)
+        self.obs = np.ones(1, np.float32)
+        return self.obs.copy(), float(last), last, False, {}
+
+
+PROBES = [ConstantReward, RewardIsObservation, TwoSteps, RewardIsAction, RewardIsProduct]
+
+for env_class in (Counting, RandomLength, Echo, Faulty, WithSpaces):
+    options = {"vector_entry_point": CountingVector} if env_class is Counting else {}
+    gym.register(f"{env_class.__name__}-v0", entry_point=env_class, **options)
+for env_class in PROBES:
+    gym.register(f"{env_class.__name__}-v0", entry_point=env_class)
+    gym.register(
+        f"{env_class.__name__}Continuous-v0", entry_point=env_class, kwargs={"continuous": True}
+    )
+
+
+def make_env(env_id, num_envs=2, backend="sync", max_episode_steps=None, **kwargs):
+    """`make_vector_env` with settings that most tests want."""
+    return make_vector_env(
+        env_id,
+        num_envs=num_envs,
+        backend=backend,
+        max_episode_steps=max_episode_steps,
+        kwargs=kwargs,
+    )
+
+
+def make_policy(env, **settings):
+    """A small random policy for the spaces of `env`; wide enough that its actions vary."""
+    defaults = {
+        "hidden_sizes": [8],
+        "activation": "tanh",
+        "log_std_init": 0.0,
+        "output_gain": 1.0,
+        "normalize_obs": True,
+    }
+    return MLPPolicy(env.single_observation_space, env.single_action_space, **(defaults | settings))
+
+
+@functools.cache
+def _compose(*choices):
+    ConfigStore.instance().store("schema", Config)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("train", list(choices), return_hydra_config=True)
+
+
+def compose_config(*overrides):
+    """The config that `scripts/train.py <overrides>` sees, resolved.
+
+    Hydra takes a quarter of a second, so it composes each choice of groups once; values are merged
+    into a copy.
+    """
+    choices = [o for o in overrides if o.lstrip("~+").split("=")[0] in GROUPS]
+    values = [o.removeprefix("+") for o in overrides if o not in choices]
+    cfg = _compose(*choices)
+    HydraConfig.instance().set_config(cfg)
+    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    OmegaConf.set_struct(cfg, False)
+    cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist(values))
+    OmegaConf.resolve(cfg)
+    return cfg

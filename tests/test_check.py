@@ -1,0 +1,46 @@
+import math
+
+import pytest
+
+from rlopt import check
+
+NOT_NUMBERS = ["1", None, True, [1], math.nan]
+
+
+@pytest.mark.parametrize(
+    ("rule", "good", "bad"),
+    [
+        (check.number, [-1, 0.5, math.inf], NOT_NUMBERS),
+        (check.positive, [1e-9, 1, math.inf], [0, -0.1, *NOT_NUMBERS]),
+        (check.non_negative, [0, 0.0, 2], [-1e-9, *NOT_NUMBERS]),
+        (check.fraction, [0, 0.5, 1], [-1e-9, 1.001, *NOT_NUMBERS]),
+        (check.open_fraction, [0.001, 0.999], [0, 1, -1, *NOT_NUMBERS]),
+        (check.whole, [1, 10], [0, -1, 1.0, *NOT_NUMBERS]),
+        (check.flag, [True, False], [0, 1, "true", None]),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_a_check_passes_what_is_allowed_and_names_what_is_not(rule, good, bad):
+    for value in good:
+        rule(setting=value)
+    for value in bad:
+        with pytest.raises(ValueError, match=r"^setting must be .*, got ") as raised:
+            rule(setting=value)
+        assert str(raised.value).endswith(repr(value))
+
+
+def test_whole_takes_another_minimum():
+    check.whole(0, setting=0)
+    with pytest.raises(ValueError, match="at least 5, got 4"):
+        check.whole(5, setting=4)
+
+
+def test_one_of_lists_the_choices():
+    check.one_of(["a", "b"], setting="b")
+    with pytest.raises(ValueError, match=r"^setting must be one of a, b, got 'c'$"):
+        check.one_of(["a", "b"], setting="c")
+
+
+def test_every_setting_is_checked():
+    with pytest.raises(ValueError, match=r"^second must"):
+        check.positive(first=1, second=0)

@@ -1,0 +1,52 @@
+"""Every algorithm with every policy, advantage, baseline and rollout, on both kinds of actions."""
+
+import csv
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from probes import CONFIGS, compose_config
+
+from rlopt.config import GROUPS, make_trainer
+
+CHOICES = [sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")) for group in GROUPS]
+COMBINATIONS = list(itertools.product(*CHOICES))
+SMALL = [
+    "~tuned",
+    "total_steps=20",
+    "env.num_envs=2",
+    "env.max_episode_steps=8",
+    "env.backend=sync",
+    "eval.final_episodes=2",
+]
+SMALL_ROLLOUT = {"steps": ["rollout.num_steps=10"], "episodes": ["rollout.episodes=2"]}
+
+
+def compose_small(combination):
+    groups = [f"{group}={choice}" for group, choice in zip(GROUPS, combination, strict=True)]
+    return compose_config(*groups, *SMALL, *SMALL_ROLLOUT.get(combination[-1], []))
+
+
+def metrics_of(cfg, folder):
+    trainer = make_trainer(cfg, folder)
+    trainer.train()
+    trainer.logger.close()
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_there_are_combinations_of_all_groups():
+    assert len(COMBINATIONS) >= 4 * 2 * 3 * 3 * 2
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids="-".join)
+def test_two_updates_have_finite_metrics(combination, tmp_path: Path):
+    cfg = compose_small(combination)
+    for env_id in ("CartPole-v1", "Pendulum-v1"):
+        rows = metrics_of(OmegaConf.merge(cfg, {"env": {"id": env_id}}), tmp_path / env_id)
+        assert len(rows) == 2
+        assert rows[-1]["eval/return_mean"]
+        assert all(math.isfinite(float(x)) for row in rows for x in row.values() if x)
+        assert float(rows[0]["policy/kl"]) > 0
