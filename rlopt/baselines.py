@@ -171,8 +171,8 @@ class MLPBaseline(nn.Module):
     def fit(self, obs: Tensor, step: Tensor, target: Tensor) -> dict[str, float]:
         """Least squares on targets [B]; the returned loss is in units of the targets' variance."""
         x = _inputs(obs, step, self.sees_step)
-        self.normalizer.update(x)
         self._rescale(*_mean_std(target))
+        self.normalizer.update(x)
         y = (target - self.target_mean) / self.target_std
         if self.method == "gauss_newton":
             for _ in range(self.epochs):
@@ -192,11 +192,12 @@ class MLPBaseline(nn.Module):
 
     @torch.no_grad()
     def _rescale(self, mean: Tensor, std: Tensor) -> None:
-        """Take new target statistics without a change of any value."""
-        last = self.network[-1]
-        assert isinstance(last, nn.Linear)
-        last.weight.mul_(self.target_std / std)
-        last.bias.copy_((self.target_std * last.bias + self.target_mean - mean) / std)
+        """Take new target statistics without a change of any value, once there are values."""
+        if self.normalizer.count > 0:
+            last = self.network[-1]
+            assert isinstance(last, nn.Linear)
+            last.weight.mul_(self.target_std / std)
+            last.bias.copy_((self.target_std * last.bias + self.target_mean - mean) / std)
         self.target_mean.copy_(mean)
         self.target_std.copy_(std)
 

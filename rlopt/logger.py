@@ -53,10 +53,9 @@ class Logger:
     def _write_row(self, row: Mapping[str, float]) -> None:
         path = self.folder / "metrics.csv"
         new_columns = [key for key in row if key not in self.columns]
-        if (
-            new_columns
-        ):  # on the first row, and when evaluation first reports: rewrite with the wider header
-            old_rows = list(csv.DictReader(path.open(newline=""))) if self.columns else []
+        if new_columns:  # the first row, or the first evaluation: write a wider header
+            lines = path.read_text().splitlines() if self.columns else []
+            old_rows = list(csv.DictReader(lines))
             self.columns += new_columns
             with path.open("w", newline="") as file:
                 writer = csv.DictWriter(file, self.columns)

@@ -41,7 +41,7 @@ class Recorder:
         """Start a fresh episode in every environment."""
         N = self.env.num_envs
         obs, _ = self.env.reset(seed=seed)
-        self.obs = float_tensor(obs, self.device)
+        self.obs = float_tensor(np.array(obs), self.device)
         self.step_index = np.zeros(N, dtype=np.int64)
         self.autoreset = np.zeros(N, dtype=bool)  # the next row only resets this environment
         self.episode_return = np.zeros(N)
@@ -62,7 +62,8 @@ class Recorder:
             env_action = action.cpu().numpy()
             if isinstance(space, spaces.Box):
                 env_action = np.clip(env_action, space.low, space.high).astype(space.dtype)
-            next_obs, reward, terminated, truncated, _ = self.env.step(env_action)
+            # np.array copies: an environment may write its next step into the same buffers
+            next_obs, reward, terminated, truncated = map(np.array, self.env.step(env_action)[:4])
 
             valid = ~self.autoreset if remaining is None else ~self.autoreset & (remaining > 0)
             done = terminated | truncated
@@ -80,6 +81,8 @@ class Recorder:
             steps.append(self.step_index)
             actions.append(action)
             rows.append((reward, terminated, truncated, valid))
+            if not np.isfinite(next_obs).all():
+                break  # no policy can act on it; _check_finite says where it came from
 
         reward, terminated, truncated, valid = (
             np.stack(column) for column in zip(*rows, strict=True)
@@ -134,7 +137,10 @@ class StepRollout:
         """The next T rows."""
         if self.recorder.needs_reset:
             self.recorder.reset(self.seed)
-        return self.recorder.record(policy, quota=None, num_rows=self.num_steps)
+        while True:
+            rollout = self.recorder.record(policy, quota=None, num_rows=self.num_steps)
+            if rollout.valid.any():  # with few rows all of them may be autoresets
+                return rollout
 
     def collect_for_baseline(self, policy: Policy) -> Rollout | None:
         """None: the baseline is fitted on the update's own data."""
@@ -202,7 +208,8 @@ def run_episodes(
     quota = np.full(N, episodes // N) + (np.arange(N) < episodes % N)
     num_rows = int(quota.max()) * (max_episode_steps + 1)
     rollout = recorder.record(policy, quota, num_rows)
-    if len(rollout.episode_returns) < episodes:
+    all_ended = len(rollout.episode_returns) == episodes
+    if not all_ended or max(rollout.episode_lengths) > max_episode_steps:
         raise ValueError(
             f"an episode did not end within {max_episode_steps} steps: set env.max_episode_steps, "
             "raise rollout.max_episode_steps, or use rollout=steps"

@@ -291,11 +291,11 @@ def test_a_non_finite_number_names_environment_and_step(sampler, fault, continuo
         sampler(env, 10, seed=10).collect(make_policy(env))
 
 
-def test_one_row_that_is_the_reset_is_still_a_rollout():
+def test_a_rollout_is_never_empty():
     env = make_env("Counting-v0", 1, lengths=[1])
     sampler = step_rollout(env, 1)
     policy = make_policy(env)
-    assert [sampler.collect(policy).num_steps for _ in range(4)] == [1, 0, 1, 0]
+    assert [sampler.collect(policy).num_steps for _ in range(4)] == [1, 1, 1, 1]
 
 
 def test_double_precision_reaches_the_rollout(float64):
