@@ -91,7 +91,8 @@ def trajectory_kl(mdp: TabularMDP, old: Tensor, new: Tensor) -> Tensor:
     Source: lecture, "The regularization term is".
     """
     kl = (torch.xlogy(old, old) - torch.xlogy(old, new)).sum(-1)  # [S] or [H, S]
-    return (visits(mdp, old) * kl).sum()
+    weight = visits(mdp, old)
+    return (weight * torch.where(weight > 0, kl, 0.0)).sum()  # no 0 * inf where nobody comes
 
 
 # Exact functions of a policy network and its flat parameters theta [P]
