@@ -48,7 +48,8 @@ class Logger:
             {
                 "return": f"{metrics['rollout/return_mean']:.1f}",
                 "kl": f"{metrics['policy/kl']:.4f}",
-            }
+            },
+            refresh=False,
         )
         self.bar.update(min(env_steps, self.bar.total or env_steps) - self.bar.n)
 
