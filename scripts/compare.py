@@ -104,7 +104,7 @@ def main(cfg: DictConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "table.md").write_text(text, encoding="utf-8")
         write_csv(folder / "metrics.csv", rows)
-        figure = draw(f"What one update is worth: {cfg.env.id}", frozen, rows)
+        figure = draw(f"What one update is worth: {cfg.env.id}, seed {cfg.seed}", frozen, rows)
         figure.savefig(folder / "compare.png")
         print(f"{time.perf_counter() - start:.0f} s, wrote {folder}")
 
