@@ -112,6 +112,16 @@ def test_a_step_along_the_gradient_has_cosine_one(cart_pole):
     assert row["predicted_gain"] == pytest.approx(0.01 * float(g @ g))
 
 
+def test_the_kl_is_from_the_old_policy_to_the_new(cart_pole):
+    policy, batch = cart_pole
+    x = compare.step_of(npg, policy, batch, seed=0)
+    x *= compare.scale_to_kl(policy, batch, x, 0.5)
+    p, q = (pi(batch.obs).probs.detach() for pi in (policy, compare.moved(policy, x)))
+    kl, reverse = (p * (p / q).log()).sum(-1).mean(), (q * (q / p).log()).sum(-1).mean()
+    assert compare.audit(policy, batch, x)["kl"] == pytest.approx(float(kl))
+    assert float(kl) != pytest.approx(float(reverse), rel=0.01)
+
+
 def test_no_step_has_no_gain_and_no_direction(cart_pole):
     policy, batch = cart_pole
     x = torch.zeros_like(compare.flatten(policy.parameters()))
