@@ -150,14 +150,13 @@ def scale_to_kl(policy: Any, batch: Batch, x: Tensor, target: float) -> float:
 def common_noise(dist: Distribution) -> Tensor:
     """An action as a function of noise whose shape does not depend on the policy.
 
-    From the same state of torch's generator two policies act on the same noise: a uniform number
-    through the inverse distribution function of a categorical, mean + std * normal noise for a
-    Gaussian. Any other distribution draws by its own `sample`.
+    From the same state of torch's generator two policies act on the same noise: a race of
+    exponential clocks with rates p for a categorical (in the same state both choose alike but for a
+    probability of 2 TV / (1 + TV) at the most, TV for two actions; TV their total variation),
+    mean + std * normal noise for a Gaussian. Any other distribution draws by its own `sample`.
     """
     if isinstance(dist, Categorical):
-        u = torch.rand(*dist.probs.shape[:-1], 1, device=dist.probs.device)
-        index = (dist.probs.cumsum(-1) <= u).sum(-1)
-        return index.clamp(max=dist.probs.shape[-1] - 1)  # rounding may leave the sum below u
+        return (torch.empty_like(dist.probs).exponential_() / dist.probs).argmin(-1)
     base = dist.base_dist if isinstance(dist, Independent) else dist
     if isinstance(base, Normal):
         return dist.mean + dist.stddev * torch.randn_like(dist.mean)

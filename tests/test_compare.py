@@ -201,6 +201,11 @@ def test_two_policies_act_on_the_same_noise():
     assert (a >= b).all()  # nobody moves against the change
     assert (a != b).double().mean() == pytest.approx(0.1, abs=0.01)  # the total variation
 
+    old, new = torch.full((10,), 0.1), torch.full((10,), 0.1)
+    new[0], new[9] = 0.15, 0.05  # the inverse distribution function differs with probability 0.45
+    a, b = (draw(Categorical(p.log().expand(10_000, 10))) for p in (old, new))
+    assert (a != b).double().mean() < 2 * 0.05 / 1.05 + 0.01
+
     mean, std = torch.randn(5, 3), torch.rand(5, 3) + 0.1
     a = draw(DiagonalGaussian(torch.cat([mean, std.log()], -1)))
     b = draw(DiagonalGaussian(torch.cat([mean + 1, (2 * std).log()], -1)))
