@@ -78,7 +78,7 @@ def unknown_key(key: str) -> str:
 
 def known_keys() -> list[str]:
     """All keys of the config that the command line's choices of groups make."""
-    groups = [a for a in sys.argv[1:] if re.fullmatch(r"\w+=[\w-]+", a)]
+    groups = [a for a in sys.argv[1:] if re.fullmatch(r"\+?\w+(@[\w.]+)?=[\w-]+", a)]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         for overrides in (groups, []):
             try:
