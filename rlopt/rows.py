@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,8 +46,8 @@ def guarded(measure: Callable[[], list[Row]]) -> list[Row]:
     try:
         return measure()
     except Exception as error:
-        lines = str(error).splitlines() or [""]
-        return [Row(f"{type(error).__name__}: {lines[0]}", math.nan, math.nan, math.nan)]
+        why = textwrap.shorten(f"{type(error).__name__}: {error}", 90, placeholder=" ...")
+        return [Row(why, math.nan, math.nan, math.nan)]
 
 
 def tolerance(row: Row) -> str:
