@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, kl_divergence
 
 from rlopt import fisher, linalg
 from rlopt.linalg import Operator, assign, flatten
 from rlopt.trainer import Trainer
 from rlopt.types import Batch
-from rlopt.verify.dense import Dense, brute_kl
+from rlopt.verify.dense import Dense, brute_kl, has_sum
 
+MAX_CG = 400  # iterations in which conjugate gradient must have converged
 NUM_SAMPLES = 64  # of the batch that the dense oracles run on
 MAX_JACOBIAN = 3e7  # entries; larger networks are checked on fewer samples
 DEFAULTS: dict[str, Any] = {
@@ -187,7 +188,7 @@ class Audit:
     @property
     def solved(self) -> dict[str, Any]:
         """Settings with which the rule's linear system has one solution, and CG reaches it."""
-        settings = {"damping": self.damping, "cg_iterations": 1000, "cg_tolerance": 1e-10}
+        settings = {"damping": self.damping, "cg_iterations": MAX_CG, "cg_tolerance": 1e-10}
         return {name: x for name, x in settings.items() if hasattr(self.rule, name)}
 
     @property
@@ -242,8 +243,10 @@ class Audit:
         return old, new
 
     def kl(self, delta: Tensor) -> float:
-        """E[KL(pi_k || pi at theta + delta)] by brute force."""
-        return float(self.batch.expect(brute_kl(*self.at(delta))))
+        """E[KL(pi_k || pi at theta + delta)], by brute force where that is exact."""
+        old, new = self.at(delta)
+        kl = brute_kl(old, new) if has_sum(old) else kl_divergence(old, new)
+        return float(self.batch.expect(kl))
 
     def gain(self, delta: Tensor, advantage: Tensor | None = None) -> float:
         """The surrogate E[pi / pi_k A] at theta + delta, minus E[A]."""

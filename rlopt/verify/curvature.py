@@ -11,7 +11,7 @@ from torch.distributions import kl_divergence
 
 from rlopt.linalg import assign, damped, gradient
 from rlopt.rows import Row, at_most, not_applicable
-from rlopt.verify.audit import ITERATIVE, ROUNDING, Audit, relative
+from rlopt.verify.audit import ITERATIVE, MAX_CG, ROUNDING, Audit, relative
 
 
 def fisher_matrix(audit: Audit) -> list[Row]:
@@ -67,7 +67,7 @@ def conjugate_gradient(audit: Audit) -> list[Row]:
     damping = audit.damping
     A, g = damped(audit.fisher_operator(), damping), audit.dense.gradient
     truth = audit.dense.solve(g, damping)
-    converged = audit.conjugate_gradient(A, g, 1000, 1e-10)
+    converged = audit.conjugate_gradient(A, g, MAX_CG, 1e-10)
 
     def oracle(v: Tensor) -> Tensor:
         return audit.dense.fisher(v) + damping * v
