@@ -72,14 +72,18 @@ def reward_to_go(
     valid: Tensor,
     *,
     gamma: float,
+    bootstrap: bool,
 ) -> Tensor:
     """The lecture's R_h(tau) - b(s_h): Monte Carlo return minus baseline.
 
-    R_t = r_t + gamma R_{t+1}, where the return after a cut is V(s_{t+1}).
+    R_t = r_t + gamma R_{t+1}, where the return after a cut is V(s_{t+1}); or 0 without `bootstrap`:
+    the time limit is then the lecture's horizon H, at which nothing more is earned.
 
     Source: lecture, "PG with a learned baseline".
     """
-    next_value, continues = _prepare(reward, value, terminated, truncated, valid)
+    check.flag(bootstrap=bootstrap)
+    ended = terminated if bootstrap else terminated | truncated
+    next_value, continues = _prepare(reward, value, ended, truncated, valid)
     cut_value = torch.where(continues, 0.0, next_value)
     # The last row of the rollout is cut too, whether its episode ended or not.
     cut_value[-1] = next_value[-1]

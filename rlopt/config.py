@@ -71,6 +71,7 @@ class Config:
     average_over: str = MISSING
     standardize_advantage: bool = MISSING
     stop_at_return: float | None = MISSING
+    diagnostics: bool = MISSING
     env: EnvConfig = field(default_factory=EnvConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -437,11 +437,10 @@ def proximal_policy_optimization() -> Result:
 def monte_carlo(rollout: Rollout, value: Tensor) -> Tensor:
     """R_h(tau) - b [T, N] by the package's estimator, with values b [T+1, N].
 
-    The lecture's J ends at H and is worth 0 there, so a time limit counts as a termination.
+    The lecture's J ends at H and is worth 0 there: a time limit is not bootstrapped.
     """
-    ends = rollout.terminated | rollout.truncated
-    none = torch.zeros_like(ends)
-    return reward_to_go(rollout.reward, value, ends, none, rollout.valid, gamma=1.0)
+    ends = rollout.terminated, rollout.truncated
+    return reward_to_go(rollout.reward, value, *ends, rollout.valid, gamma=1.0, bootstrap=False)
 
 
 def unbiased_for_any_baseline() -> Result:

@@ -33,7 +33,9 @@ class Logger:
         self.bar = tqdm(total=total_steps, unit="step", disable=None, dynamic_ncols=True)
         text = json.dumps(config, indent=2)
         self.writer.add_text("config", "".join(f"\t{line}\n" for line in text.splitlines()))
-        experiment, start, self.session_end = hparams(flat(config), dict.fromkeys(HPARAM_METRICS))
+        experiment, start, self.session_end = hparams(
+            hyperparameters(config), dict.fromkeys(HPARAM_METRICS)
+        )
         self._add_summaries(experiment, start)
 
     def log(self, env_steps: int, metrics: Mapping[str, float]) -> None:
@@ -46,7 +48,8 @@ class Logger:
             {
                 "return": f"{metrics['rollout/return_mean']:.1f}",
                 "kl": f"{metrics['policy/kl']:.4f}",
-            }
+            },
+            refresh=False,
         )
         self.bar.update(min(env_steps, self.bar.total or env_steps) - self.bar.n)
 
@@ -73,6 +76,15 @@ class Logger:
     def _add_summaries(self, *summaries: Any) -> None:
         for summary in summaries:
             self.writer._get_file_writer().add_summary(summary)
+
+
+def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat config with `algo: NPG` in place of `algo._target_: rlopt.algos.npg.NPG`."""
+    return {
+        key.removesuffix("._target_"): value.split(".")[-1] if "_target_" in key else value
+        for key, value in flat(config).items()
+        if "_partial_" not in key
+    }
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

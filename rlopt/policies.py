@@ -80,6 +80,7 @@ class MLPPolicy(nn.Module):
             check.whole(hidden_sizes=size)
         check.positive(output_gain=output_gain)
         check.number(log_std_init=log_std_init)
+        check.flag(normalize_obs=normalize_obs)
         if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
             raise ValueError(f"needs flat Box observations, got {observation_space}")
         obs_size = observation_space.shape[0]

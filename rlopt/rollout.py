@@ -28,6 +28,10 @@ def mode(dist: Distribution) -> Tensor:
     return dist.mode
 
 
+class EndlessEpisodeError(ValueError):
+    """An episode did not end within the limit."""
+
+
 class Recorder:
     """Steps a vector environment and keeps rows; knows NEXT_STEP autoreset and episode steps."""
 
@@ -202,7 +206,7 @@ def run_episodes(
     """`episodes` whole trajectories from a recorder that was just reset, divided evenly beforehand.
 
     Raises:
-        ValueError: an episode did not end within `max_episode_steps`.
+        EndlessEpisodeError: an episode did not end within `max_episode_steps`.
     """
     N = recorder.env.num_envs
     quota = np.full(N, episodes // N) + (np.arange(N) < episodes % N)
@@ -210,7 +214,7 @@ def run_episodes(
     rollout = recorder.record(policy, quota, num_rows)
     all_ended = len(rollout.episode_returns) == episodes
     if not all_ended or max(rollout.episode_lengths) > max_episode_steps:
-        raise ValueError(
+        raise EndlessEpisodeError(
             f"an episode did not end within {max_episode_steps} steps: set env.max_episode_steps, "
             "raise rollout.max_episode_steps, or use rollout=steps"
         )

@@ -16,8 +16,10 @@ from torch.distributions import kl_divergence
 
 from rlopt import checkpoint
 from rlopt.advantages import standardize
+from rlopt.audit import audit
 from rlopt.baselines import explained_variance
 from rlopt.evaluate import Evaluation
+from rlopt.linalg import flatten
 from rlopt.logger import Logger
 from rlopt.types import Baseline, Batch, Policy, Rollout, UpdateRule
 
@@ -38,7 +40,7 @@ class Trainer:
         evaluate: runs a given number of deterministic episodes of the policy.
         logger: takes one row of metrics an iteration.
         settings: the top-level settings `total_steps`, `average_over`, `standardize_advantage`,
-            `stop_at_return`, `eval` and `checkpoint` of configs/base.yaml.
+            `stop_at_return`, `diagnostics`, `eval` and `checkpoint` of configs/base.yaml.
     """
 
     policy: Policy
@@ -91,7 +93,7 @@ class Trainer:
         sampled = time.perf_counter()
 
         advantage, target = self._estimate(rollout)
-        explained = explained_variance((target - advantage)[rollout.valid], target[rollout.valid])
+        explained = explained_variance(rollout.flatten(target - advantage), rollout.flatten(target))
         batch = self._make_batch(rollout, advantage)
         update_metrics = self._update(batch)
         if separate is None:
@@ -120,22 +122,25 @@ class Trainer:
         return advantage, advantage + value[:-1]
 
     def _fit_baseline(self, rollout: Rollout, target: Tensor) -> Metrics:
-        valid = rollout.valid
-        return self.baseline.fit(rollout.obs[:-1][valid], rollout.step[:-1][valid], target[valid])
+        obs, step = rollout.flatten(rollout.obs[:-1]), rollout.flatten(rollout.step[:-1])
+        return self.baseline.fit(obs, step, rollout.flatten(target))
 
     def _make_batch(self, rollout: Rollout, advantage: Tensor) -> Batch:
-        valid = rollout.valid
         if self.settings.standardize_advantage:
-            advantage = standardize(advantage, valid)
+            advantage = standardize(advantage, rollout.valid)
         per_trajectory = self.settings.average_over == "trajectories"
         horizon = rollout.num_steps / rollout.num_trajectories if per_trajectory else 1.0
-        return Batch(rollout.obs[:-1][valid], rollout.action[valid], advantage[valid], horizon)
+        obs, action = rollout.flatten(rollout.obs[:-1]), rollout.flatten(rollout.action)
+        return Batch(obs, action, rollout.flatten(advantage), horizon)
 
     def _update(self, batch: Batch) -> Metrics:
         """One step of the rule; KL, entropy and surrogate are measured alike for every rule."""
+        old_parameters = flatten(self.policy.parameters()).detach()
         with torch.no_grad():
             old = self.policy(batch.obs)
         metrics = self.rule.step(batch)
+        if self.settings.diagnostics:
+            metrics |= audit(self.policy, batch, old_parameters)
         with torch.no_grad():
             new = self.policy(batch.obs)
             ratio = (new.log_prob(batch.action) - old.log_prob(batch.action)).exp()

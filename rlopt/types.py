@@ -48,6 +48,10 @@ class Rollout:
         """Number of valid transitions, B."""
         return int(self.valid.sum())
 
+    def flatten(self, x: Tensor) -> Tensor:
+        """The valid entries of x [T, N, *] as [B, *], one environment after the other."""
+        return x.transpose(0, 1)[self.valid.T]
+
     @property
     def num_trajectories(self) -> int:
         """Number of trajectories, M: runs of valid rows, whole episodes or parts of one."""
@@ -58,7 +62,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Batch:
-    """The valid transitions of a rollout, flattened.
+    """The valid transitions of a rollout, one environment after the other.
 
     Attributes:
         obs: [B, *].
@@ -77,7 +81,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.advantage)
 
-    def __getitem__(self, index: Tensor) -> Batch:
+    def __getitem__(self, index: Tensor | slice) -> Batch:
         return Batch(self.obs[index], self.action[index], self.advantage[index], self.horizon)
 
     def expect(self, x: Tensor) -> Tensor:

@@ -16,9 +16,16 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlopt.config import ConfigError, nearest, one_line
+from rlopt.rollout import EndlessEpisodeError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-MISTAKES = (ConfigError, FloatingPointError, HydraException, OmegaConfBaseException)
+MISTAKES = (
+    ConfigError,
+    EndlessEpisodeError,
+    FloatingPointError,
+    HydraException,
+    OmegaConfBaseException,
+)
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -40,6 +47,9 @@ def one_line_errors() -> Iterator[None]:
     """End the process in one line on a mistake; inside a job Hydra would add lines of its own."""
     try:
         yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except MISTAKES as error:
         sys.exit(f"error: {explain(error)}")
 

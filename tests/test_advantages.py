@@ -75,7 +75,7 @@ def test_gae_equals_weighted_n_step_returns(rollout, lambda_):
 
 
 def test_reward_to_go_equals_double_loop(rollout):
-    estimate = reward_to_go(*rollout, gamma=GAMMA)
+    estimate = reward_to_go(*rollout, gamma=GAMMA, bootstrap=True)
     assert_equals_brute_force(estimate, rollout, lambda t, n: brute_return(rollout, t, n, 99)[0])
 
 
@@ -93,14 +93,14 @@ def test_gae_lambda_0_is_one_step_td(rollout):
 
 
 def test_gae_lambda_1_and_long_td_are_reward_to_go(rollout):
-    to_go = reward_to_go(*rollout, gamma=GAMMA)
+    to_go = reward_to_go(*rollout, gamma=GAMMA, bootstrap=True)
     torch.testing.assert_close(gae(*rollout, gamma=GAMMA, lambda_=1.0), to_go)
     torch.testing.assert_close(td(*rollout, gamma=GAMMA, num_steps=12), to_go)
 
 
 ESTIMATORS = {
     "gae": lambda *rollout: gae(*rollout, gamma=0.5, lambda_=0.5),
-    "reward_to_go": lambda *rollout: reward_to_go(*rollout, gamma=0.5),
+    "reward_to_go": lambda *rollout: reward_to_go(*rollout, gamma=0.5, bootstrap=True),
     "td": lambda *rollout: td(*rollout, gamma=0.5, num_steps=2),
 }
 
@@ -213,3 +213,13 @@ def test_standardize_is_free_of_units(scale):
 def test_standardize_of_equal_numbers_is_zero(x, dtype):
     x = torch.tensor(x, dtype=dtype)[:, None]
     assert (standardize(x, torch.ones_like(x, dtype=torch.bool)) == 0).all()
+
+
+def test_reward_to_go_without_bootstrap_ends_at_the_time_limit():
+    """The lecture's horizon: a truncation is worth 0 beyond, as a termination is."""
+    reward, value = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0], [8.0]])
+    none, last = torch.tensor([[False], [False]]), torch.tensor([[False], [True]])
+    arguments = (reward, value, none, last, ~none)
+    to_go = reward_to_go(*arguments, gamma=1.0, bootstrap=False)
+    assert to_go.flatten().tolist() == [3.0, 2.0]
+    assert reward_to_go(*arguments, gamma=1.0, bootstrap=True).flatten().tolist() == [11.0, 10.0]

@@ -104,6 +104,12 @@ def test_tuned_settings_apply_by_themselves(path):
     assert_applies(path, f"algo={algo}", f"env={'/'.join(env)}")
 
 
+@pytest.mark.parametrize("path", yaml_files("tuned/**/*.yaml"), ids=str)
+def test_tuned_settings_suit_any_choice_of_the_other_groups(path):
+    tuned = OmegaConf.load(CONFIGS / path)
+    assert not {"policy", "advantage", "baseline", "rollout"} & set(tuned)
+
+
 @pytest.mark.parametrize("path", yaml_files("experiment/**/*.yaml"), ids=str)
 def test_an_experiment_beats_what_it_is_combined_with(path):
     assert_applies(path, f"experiment={path.relative_to('experiment').with_suffix('')}")

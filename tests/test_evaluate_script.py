@@ -57,10 +57,17 @@ def test_the_evaluation_of_training_is_reproduced(finished):
     assert low <= mean <= high
 
 
-def test_the_output_says_what_was_evaluated(finished):
-    out = evaluate(finished, "episodes=3", "checkpoint=best", "deterministic=false")
-    steps = torch.load(finished / "checkpoints" / "best.pt")["env_steps"]
-    assert out.startswith(f"CartPole-v1, best.pt at {steps} steps, 3 sampled episodes\n")
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_the_output_says_what_was_evaluated(run, name):
+    path = run / "checkpoints" / f"{name}.pt"
+    torch.save(torch.load(path) | {"env_steps": 12345}, path)
+    out = evaluate(run, "episodes=3", f"checkpoint={name}", "deterministic=false")
+    assert out.startswith(f"CartPole-v1, {name}.pt at 12345 steps, 3 sampled episodes\n")
+
+
+def test_sampled_episodes_are_not_the_deterministic_ones(finished):
+    sampled = statistics(finished, "deterministic=false", "episodes=8")
+    assert sampled != statistics(finished, "deterministic=true", "episodes=8")
 
 
 def test_a_seed_decides_sampled_episodes(finished):

@@ -183,7 +183,7 @@ def test_the_rule_sees_the_policy_that_sampled(build, env):
     assert policy.normalizer.count == sampled[0][1].num_steps > 0
     assert same(policy.state_dict(), spy.before.state_dict())
     with torch.no_grad():
-        old = policy(rollout.obs[:-1]).log_prob(rollout.action)[rollout.valid]
+        old = rollout.flatten(policy(rollout.obs[:-1]).log_prob(rollout.action))
         ratio = (spy.before(spy.batch.obs).log_prob(spy.batch.action) - old).exp()
     torch.testing.assert_close(ratio, torch.ones_like(ratio))
 
@@ -220,16 +220,16 @@ def test_a_rule_without_a_step_leaves_the_policys_parameters(build):
     assert rows(trainer)[-1]["policy/kl"] == 0
 
 
-def test_batch_is_the_valid_rows_in_order(build):
+def test_batch_is_the_valid_rows_of_one_environment_after_the_other(build):
     trainer = build("env=Counting-v0", "+env.kwargs.lengths=[3]", "standardize_advantage=false")
     spy = spy_on(trainer)
     rollouts, _ = keep_rollouts(trainer)
     trainer.train()
     rollout = rollouts[0]
     assert len(spy.batch) == rollout.num_steps == 4 * 12
-    rewards = rollout.reward[rollout.valid]
+    rewards = torch.cat([r[v] for r, v in zip(rollout.reward.T, rollout.valid.T, strict=True)])
     assert torch.equal(spy.batch.obs[:, 0] + 1, rewards)
-    assert torch.equal(spy.batch.action, rollout.action[rollout.valid])
+    assert torch.equal(spy.batch.action, rollout.flatten(rollout.action))
 
 
 def test_advantages_come_from_the_estimator_and_its_settings(build):

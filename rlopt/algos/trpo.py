@@ -119,12 +119,13 @@ class TRPO:
             assign(parameters, theta)
 
         step = search.scale * eta
-        # d^T F d = d^T (A - lambda I) d, and d^T A d = g . d: CG's residual is orthogonal to d
-        curvature = slope - self.damping * float(d.dot(d))
+        # g . d = d^T (F + lambda I) d, for CG's residual is orthogonal to d
+        damping_share = self.damping * float(d.dot(d)) / slope if slope else 0.0
         return {
             "algo/grad_norm": float(g.norm()),
             "algo/step_size": step,
-            "algo/predicted_kl": 0.5 * step**2 * curvature,
+            "algo/predicted_kl": 0.5 * step**2 * slope * (1 - damping_share),
+            "algo/damping_share": damping_share,
             "algo/predicted_gain": step * slope,
             "algo/cg_iterations": solution.iterations,
             "algo/cg_residual": solution.relative_residual,
