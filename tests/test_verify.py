@@ -60,6 +60,7 @@ OTHER_SETTINGS = [
     "algo=npg algo.fisher=empirical",
     "algo=npg algo.solver=dense policy=linear policy.normalize_obs=false",
     "algo=npg algo.step_size=0.1 baseline=zero advantage=reward_to_go",
+    "algo=pg advantage=reward_to_go advantage.bootstrap=false",
     "algo=npg algo.damping=0 policy.activation=relu baseline=linear",
     "algo=trpo algo.kl=sampled advantage=td",
     "algo=trpo average_over=trajectories rollout=episodes rollout.baseline_episodes=4",

@@ -11,17 +11,19 @@ from torch import Tensor
 MAX_STARTS = 300
 
 
-def n_step_returns(args: list[Any], t: int, gamma: float) -> list[float]:
+def n_step_returns(args: list[Any], t: int, gamma: float, bootstrap: bool) -> list[float]:
     """G_1, G_2, ... of step t of one environment, up to its episode's or the rollout's end.
 
-    G_n = sum_{i<n} gamma^i r_{t+i} + gamma^n V(s_{t+n}), V = 0 where the episode terminated.
+    G_n = sum_{i<n} gamma^i r_{t+i} + gamma^n V(s_{t+n}), V = 0 where the episode terminated, or
+    without `bootstrap` where it was truncated.
     """
     reward, value, terminated, truncated, _ = args
     returns, total = [], 0.0
     for u in range(t, len(reward)):
         n = u - t + 1
         total += gamma ** (n - 1) * reward[u]
-        returns.append(total + (0.0 if terminated[u] else gamma**n * value[u + 1]))
+        worthless = terminated[u] or (truncated[u] and not bootstrap)
+        returns.append(total + (0.0 if worthless else gamma**n * value[u + 1]))
         if terminated[u] or truncated[u]:
             break
     return returns
@@ -53,7 +55,8 @@ def brute_advantage(
     every = -(-len(starts) // MAX_STARTS)
     result = {}
     for t, n in starts[::every]:
-        returns = n_step_returns(columns[n], t, settings["gamma"])
+        bootstrap = settings.get("bootstrap", True)
+        returns = n_step_returns(columns[n], t, settings["gamma"], bootstrap)
         result[t, n] = weigh(name, settings, returns) - columns[n][1][t]
     return result
 

@@ -134,7 +134,7 @@ class Audit:
                 self.rollout = originals[2](policy)
             self.changed["policy by sampling"] = num_changed(before, tensors_of(policy))
             rows = samples[-len(self.rollout.action) :]
-            self.sampled_log_prob = torch.stack(rows)[self.rollout.valid]
+            self.sampled_log_prob = self.rollout.flatten(torch.stack(rows))
             return self.rollout
 
         def advantage(*args: Tensor) -> Tensor:

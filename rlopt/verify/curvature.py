@@ -86,9 +86,9 @@ def conjugate_gradient(audit: Audit) -> list[Row]:
         for _ in range(2):  # Gram-Schmidt twice is enough
             new = new - Q @ (Q.T @ new)
         basis.append(new / new.norm())
-    floor = 1e-9 * errors[0]
-    growth = max(b / a for a, b in itertools.pairwise(errors) if a > floor)
-    excess = max(a / b for a, b in zip(errors, best, strict=True) if b > floor)
+    growth = max(b / a for a, b in itertools.pairwise(errors) if a > 1e-9 * errors[0])
+    # Its directions lose their orthogonality to rounding as the error falls: judged down to 1%.
+    excess = max(a / b for a, b in zip(errors, best, strict=True) if b > 0.01 * best[0])
 
     iterations, tolerance = audit.setting("cg_iterations"), audit.setting("cg_tolerance")
     x = audit.conjugate_gradient(A, g, iterations, tolerance).x

@@ -65,13 +65,15 @@ def advantages_at_ends(audit: Audit) -> list[Row]:
         later_v[t + 2 :, n], later_r[t + 1 :, n] = 1e6, 1e6
     before_end = ends.flip(0).cumsum(0).flip(0) > 0
     cut = truncated & ~terminated
+    bootstraps = getattr(estimate, "keywords", {}).get("bootstrap", True)
+    worth = gamma if bootstraps else 0.0
     leak = change(later_r * valid, later_v)[before_end].abs().max()
     return [
         at_most("leak from the next episode", leak, 0.0),
         at_most("terminated: |dA / dV(s')|", change(none_r, successor)[terminated].abs().max(),
                 ROUNDING),
-        at_most("truncated: |dA / dV(s') - gamma|",
-                (change(none_r, successor)[cut] - gamma).abs().max(), ROUNDING),
+        at_most(f"truncated: |dA / dV(s') - {'gamma' if bootstraps else 0}|",
+                (change(none_r, successor)[cut] - worth).abs().max(), ROUNDING),
         at_most("at an end: |dA / dV(s) + 1|", (change(none_r, own)[ends] + 1).abs().max(),
                 ROUNDING),
     ]  # fmt: skip
@@ -85,7 +87,7 @@ def batch_of_the_update(audit: Audit) -> list[Row]:
     rollout = audit.rollout
     done = rollout.terminated | rollout.truncated
     resets = (done[:-1] & rollout.valid[:-1] & rollout.valid[1:]).sum()
-    A = audit.advantage[rollout.valid].cpu().numpy()
+    A = rollout.flatten(audit.advantage).cpu().numpy()
     if audit.trainer.settings.standardize_advantage:
         A = (A - A.mean()) / A.std() if A.std() > 1e-12 * np.abs(A).max() else 0 * A
     error = np.abs(audit.full_batch.advantage.cpu().numpy() - A).max()
