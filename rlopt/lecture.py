@@ -37,6 +37,7 @@ from rlopt.fisher import fisher_operator
 from rlopt.linalg import dense
 from rlopt.policies import MLPPolicy
 from rlopt.rollout import EpisodeRollout
+from rlopt.rows import Row, at_most
 from rlopt.tabular import TabularMDP, action_probabilities, parameters_of, tabular_policy
 from rlopt.types import Batch, Rollout
 
@@ -50,31 +51,11 @@ UNDAMPED: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Row:
-    """A measured figure and the interval it must lie in; nan fails."""
-
-    figure: str
-    value: float
-    low: float
-    high: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether the value lies in the interval."""
-        return self.low <= self.value <= self.high
-
-
-@dataclass(frozen=True)
 class Result:
     """The rows of a statement, and what its figure shows."""
 
     rows: list[Row]
     data: dict[str, Any] = field(default_factory=dict)
-
-
-def at_most(figure: str, value: Tensor | float, high: float) -> Row:
-    """A row for an error, which must not be negative either."""
-    return Row(figure, float(value), 0.0, high)
 
 
 def gap(x: Tensor, truth: Tensor) -> float:

@@ -7,7 +7,6 @@ python scripts/lecture.py two_action_example     only the statements named
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlopt.lecture import STATEMENTS, Result, Row, slide
+from rlopt.lecture import STATEMENTS, Result, slide
+from rlopt.rows import Row, guarded, tolerance
 
 HEADER = ["statement", "slide", "figure", "measured", "tolerance", "verdict"]
 BLUE, RED, GREY = "#1f5fa8", "#c8442c", "#777777"
@@ -29,18 +29,14 @@ BLUE, RED, GREY = "#1f5fa8", "#c8442c", "#777777"
 
 def run(statement: Callable[[], Result]) -> Result:
     """A statement's result; one that raises is a FAIL that says why, not the end of the table."""
-    try:
-        return statement()
-    except Exception as error:
-        why = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Result([Row(why, math.nan, math.nan, math.nan)])
+    data: dict[str, Any] = {}
 
+    def rows() -> list[Row]:
+        result = statement()
+        data.update(result.data)
+        return result.rows
 
-def tolerance(row: Row) -> str:
-    """The interval that a row must lie in, in words."""
-    if row.high == math.inf:
-        return f">= {row.low:g}"
-    return f"<= {row.high:.3g}" if row.low == 0 else f"{row.low:g} .. {row.high:g}"
+    return Result(guarded(rows), data)
 
 
 def table(statements: Sequence[Callable[[], Result]], results: Sequence[Result]) -> list[list[str]]:
@@ -52,7 +48,7 @@ def table(statements: Sequence[Callable[[], Result]], results: Sequence[Result])
             row.figure,
             f"{row.value:.3g}",
             tolerance(row),
-            "PASS" if row.passed else "FAIL",
+            row.verdict,
         ]
         for statement, result in zip(statements, results, strict=True)
         for row in result.rows

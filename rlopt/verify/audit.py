@@ -1,0 +1,278 @@
+"""One real iteration of a trainer, watched, and trial steps of its rule from where it began."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, kl_divergence
+
+from rlopt import fisher, linalg
+from rlopt.linalg import Operator, assign, flatten
+from rlopt.trainer import Trainer
+from rlopt.types import Batch
+from rlopt.verify.dense import Dense, brute_kl, has_sum
+
+MAX_CG = 400  # iterations in which conjugate gradient must have converged
+NUM_SAMPLES = 64  # of the batch that the dense oracles run on
+MAX_JACOBIAN = 3e7  # entries; larger networks are checked on fewer samples
+DEFAULTS: dict[str, Any] = {
+    "fisher": "exact",
+    "damping": 0.01,
+    "cg_iterations": 10,
+    "cg_tolerance": 1e-3,
+}
+
+ROUNDING = 1e-10  # tolerances, see rlopt.verify
+ITERATIVE = 1e-6
+
+
+def relative(x: Tensor, truth: Tensor) -> float:
+    """||x - truth|| / ||truth||."""
+    return float((x - truth).norm() / truth.norm())
+
+
+@contextmanager
+def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
+    """Attributes of an object changed for a while."""
+    before = {name: getattr(owner, name) for name in attributes}
+    own = set(vars(owner))
+    for name, value in attributes.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if name in own:
+                setattr(owner, name, value)
+            else:  # a method of the class, hidden for a while
+                delattr(owner, name)
+
+
+def tensors_of(*modules: Any) -> dict[str, Tensor]:
+    """Copies of all tensors of the modules' states: parameters and buffers."""
+    return {
+        f"{i}.{name}": x.clone()
+        for i, module in enumerate(modules)
+        for name, x in module.state_dict().items()
+        if isinstance(x, Tensor)
+    }
+
+
+def num_changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> int:
+    """How many tensors are not bitwise the same."""
+    return sum(not torch.equal(before[name], after[name]) for name in before)
+
+
+class Audit:
+    """A trainer after one watched iteration, its policy put back to where that iteration began.
+
+    A first iteration goes before, so that normaliser, baseline and policy are not at their start.
+
+    Attributes:
+        rollout: what the update was sampled from; `estimate_args` and `advantage` [T, N], what the
+            estimator was given and returned.
+        sampled_log_prob: [B], of each action when it was sampled, under the policy of that moment.
+        update_log_prob: [B], of the batch's actions when the rule was called.
+        full_batch: the rule's batch; `old` and `new` are pi_k and the updated policy on it.
+        metrics: what the iteration reported.
+        changed: how many tensors changed where none should: keys are what, by what.
+        batch: up to 64 transitions of it, on which everything else is measured.
+        theta: [P], the actor's parameters pi_k.
+        dense: the independent gradient and Fisher matrix at theta on `batch`.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.policy, self.baseline, self.rule = trainer.policy, trainer.baseline, trainer.rule
+        self.parameters = list(self.policy.parameters())
+        self.first_rule_state = copy.deepcopy(self.rule.state_dict())
+        self.changed: dict[str, int] = {}
+        trainer.env_steps, trainer.recent_returns = 0, deque(maxlen=100)
+        trainer.iterate()
+        self._watch()
+        self._shrink_batch()
+
+    def _watch(self) -> None:
+        trainer, policy, baseline, rule = self.trainer, self.policy, self.baseline, self.rule
+        originals = rule.step, baseline.fit, trainer.rollout.collect, trainer.advantage
+        policy_start = tensors_of(policy)
+        statistics = [n for n in policy_start if n[2:] not in self._parameter_names()]
+
+        def step(batch: Batch) -> dict[str, float]:
+            self.full_batch, self.state = batch, copy.deepcopy(policy.state_dict())
+            with torch.no_grad():
+                self.old = policy.dist(policy.dist_params(batch.obs).clone())
+                self.update_log_prob = policy(batch.obs).log_prob(batch.action)
+            before = tensors_of(policy), tensors_of(baseline)
+            metrics = originals[0](batch)
+            after = tensors_of(policy), tensors_of(baseline)
+            self.changed["baseline by the rule's step"] = num_changed(before[1], after[1])
+            self.changed["statistics by the rule's step"] = num_changed(
+                {n: before[0][n] for n in statistics}, after[0]
+            )
+            with torch.no_grad():
+                self.new = policy.dist(policy.dist_params(batch.obs).clone())
+            self.before_statistics = {n: after[0][n] for n in statistics}
+            return metrics
+
+        def fit(*args: Tensor) -> dict[str, float]:
+            before = tensors_of(policy)
+            metrics = originals[1](*args)
+            self.changed["policy by the baseline's fit"] = num_changed(before, tensors_of(policy))
+            return metrics
+
+        def collect(policy: Any) -> Any:
+            before = tensors_of(policy)
+            with recorded_samples(policy) as samples:
+                self.rollout = originals[2](policy)
+            self.changed["policy by sampling"] = num_changed(before, tensors_of(policy))
+            rows = samples[-len(self.rollout.action) :]
+            self.sampled_log_prob = self.rollout.flatten(torch.stack(rows))
+            return self.rollout
+
+        def advantage(*args: Tensor) -> Tensor:
+            self.estimate_args, self.advantage = args, originals[3](*args)
+            return self.advantage
+
+        with (
+            replaced(rule, step=step),
+            replaced(baseline, fit=fit),
+            replaced(trainer.rollout, collect=collect),
+            replaced(trainer, advantage=advantage),
+        ):
+            self.metrics = trainer.iterate()
+        moved = num_changed(self.before_statistics, tensors_of(policy))
+        self.statistics_moved_after_update = moved
+        self.restore()
+
+    def _parameter_names(self) -> set[str]:
+        assert isinstance(self.policy, nn.Module)
+        return {name for name, _ in nn.Module.named_parameters(self.policy)}
+
+    def restore(self) -> None:
+        """The policy as it was when the watched update began."""
+        self.policy.load_state_dict(self.state)  # type: ignore[attr-defined]
+
+    def _shrink_batch(self) -> None:
+        full = self.full_batch
+        self.theta = flatten(self.parameters).detach()
+        size_of_dist = self.policy.dist_params(full.obs[:1]).shape[-1]
+        most = max(8, int(MAX_JACOBIAN / (size_of_dist * len(self.theta))))
+        generator = torch.Generator().manual_seed(0)
+        order = torch.randperm(len(full), generator=generator)[: min(NUM_SAMPLES, most)]
+        batch = full[order.to(full.obs.device)]
+        if batch.advantage.std(unbiased=False) < 1e-6:  # nothing to learn: any signal will do
+            random = torch.randn(len(batch), generator=generator).to(batch.advantage)
+            batch = Batch(batch.obs, batch.action, random, batch.horizon)
+        self.batch = batch
+        self.dense = Dense(self.policy, self.parameters, batch, self.setting("fisher"))
+
+    # The configured pieces
+
+    def setting(self, name: str) -> Any:
+        """A setting of the rule, or a usual value where the rule has none of that name."""
+        return getattr(self.rule, name, DEFAULTS.get(name))
+
+    @property
+    def damping(self) -> float:
+        """The rule's damping; a usual one where it has none, for F is singular on few samples."""
+        return self.setting("damping") or DEFAULTS["damping"]
+
+    @property
+    def solved(self) -> dict[str, Any]:
+        """Settings with which the rule's linear system has one solution, and CG reaches it."""
+        settings = {"damping": self.damping, "cg_iterations": MAX_CG, "cg_tolerance": 1e-10}
+        return {name: x for name, x in settings.items() if hasattr(self.rule, name)}
+
+    @property
+    def radius(self) -> float | None:
+        """The KL that the rule's step is documented to have, None for rules without."""
+        fixed = getattr(self.rule, "step_size", None) is not None
+        return None if fixed else getattr(self.rule, "max_kl", None)
+
+    def used_by_rule(self, default: Callable[..., Any]) -> Callable[..., Any]:
+        """The function of that name in the module of the rule, else the package's."""
+        modules = [sys.modules[c.__module__] for c in type(self.rule).__mro__]
+        found = [vars(m)[default.__name__] for m in modules if default.__name__ in vars(m)]
+        return found[0] if found else default
+
+    def fisher_operator(self) -> Operator:
+        """The Fisher operator that the rule works with, on `batch`."""
+        make = self.used_by_rule(fisher.fisher_operator)
+        return make(self.policy, self.batch, self.setting("fisher"))
+
+    def conjugate_gradient(self, A: Operator, b: Tensor, iterations: int, tolerance: float) -> Any:
+        """The solver that the rule works with."""
+        solve = self.used_by_rule(linalg.conjugate_gradient)
+        return solve(A, b, iterations, tolerance)
+
+    def step(self, batch: Batch | None = None, **settings: Any) -> tuple[Tensor, dict[str, float]]:
+        """What a step of the rule adds, [P], and its metrics; settings changed for this step.
+
+        The rule starts as new each time (no momentum), and everything is put back.
+        """
+        self.rule.load_state_dict(copy.deepcopy(self.first_rule_state))
+        try:
+            with replaced(self.rule, **settings), torch.random.fork_rng():
+                torch.manual_seed(0)
+                metrics = self.rule.step(self.batch if batch is None else batch)
+            return flatten(self.parameters).detach() - self.theta, metrics
+        finally:
+            self.restore()
+
+    def with_advantage(self, advantage: Tensor) -> Batch:
+        """`batch` with other advantages [B]."""
+        return Batch(self.batch.obs, self.batch.action, advantage, self.batch.horizon)
+
+    # Other parameters
+
+    @torch.no_grad()
+    def at(self, delta: Tensor) -> tuple[Distribution, Distribution]:
+        """pi_k and the policy at theta + delta, on `batch`."""
+        old = self.policy.dist(self.policy.dist_params(self.batch.obs).clone())
+        assign(self.parameters, self.theta + delta)
+        new = self.policy.dist(self.policy.dist_params(self.batch.obs).clone())
+        self.restore()
+        return old, new
+
+    def kl(self, delta: Tensor) -> float:
+        """E[KL(pi_k || pi at theta + delta)], by brute force where that is exact."""
+        old, new = self.at(delta)
+        kl = brute_kl(old, new) if has_sum(old) else kl_divergence(old, new)
+        return float(self.batch.expect(kl))
+
+    def gain(self, delta: Tensor, advantage: Tensor | None = None) -> float:
+        """The surrogate E[pi / pi_k A] at theta + delta, minus E[A]."""
+        old, new = self.at(delta)
+        A = self.batch.advantage if advantage is None else advantage
+        log_ratio = new.log_prob(self.batch.action) - old.log_prob(self.batch.action)
+        return float(self.batch.expect(log_ratio.expm1() * A))
+
+
+@contextmanager
+def recorded_samples(policy: Any) -> Iterator[list[Tensor]]:
+    """The log-probability [N] of every sample that is drawn from the policy's distributions."""
+    samples: list[Tensor] = []
+
+    def hook(module: nn.Module, args: Any, dist: Distribution) -> None:
+        draw = dist.sample
+
+        def sample(*args: Any) -> Tensor:
+            action = draw(*args)
+            samples.append(dist.log_prob(action))
+            return action
+
+        vars(dist)["sample"] = sample  # hides the method for this draw
+
+    handle = policy.register_forward_hook(hook)
+    try:
+        yield samples
+    finally:
+        handle.remove()
