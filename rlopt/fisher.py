@@ -44,7 +44,10 @@ def exact_metric(policy: Policy, params: Tensor, batch: Batch) -> Operator:
 
 
 def kl_hessian_metric(policy: Policy, params: Tensor) -> Operator:
-    """The same M as the Hessian of KL(old || new), for distributions without a closed form."""
+    """The same M as the Hessian of KL(old || new), for distributions without a closed form.
+
+    Autograd must be able to differentiate their KL twice at new = old: not so with an |x| in it.
+    """
     new = params.detach().requires_grad_()
     kl = kl_divergence(policy.dist(params.detach()), policy.dist(new)).sum()
     (kl_gradient,) = torch.autograd.grad(kl, new, create_graph=True)

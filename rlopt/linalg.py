@@ -21,11 +21,13 @@ class Solution:
 
     Attributes:
         x: [P].
+        residual: b - A x, [P].
         iterations: products with A that were spent.
         relative_residual: ||b - A x|| / ||b||, 0 where b = 0.
     """
 
     x: Tensor
+    residual: Tensor
     iterations: int
     relative_residual: float
 
@@ -42,7 +44,7 @@ def conjugate_gradient(A: Operator, b: Tensor, max_iterations: int, tolerance: f
     x = torch.zeros_like(b)
     b_norm = b.norm()
     if b_norm == 0:
-        return Solution(x, 0, 0.0)
+        return Solution(x, b, 0, 0.0)
     r = b.clone()  # residual b - A x
     p = r.clone()  # search direction; must not share memory with r
     rr = r.dot(r)
@@ -60,7 +62,7 @@ def conjugate_gradient(A: Operator, b: Tensor, max_iterations: int, tolerance: f
         rr_next = r.dot(r)
         p = r + (rr_next / rr) * p
         rr = rr_next
-    return Solution(x, iterations, float(rr.sqrt() / b_norm))
+    return Solution(x, r, iterations, float(rr.sqrt() / b_norm))
 
 
 def dense(A: Operator, like: Tensor) -> Tensor:
@@ -82,9 +84,9 @@ def solve_dense(A: Operator, b: Tensor) -> Solution:
             "solver=dense: the matrix is not positive definite, raise `damping` or use solver=cg"
         )
     x = torch.cholesky_solve(b[:, None], factor)[:, 0]
-    b_norm = b.norm()
-    residual = float((b - matrix @ x).norm() / b_norm) if b_norm > 0 else 0.0
-    return Solution(x, len(b), residual)
+    residual, b_norm = b - matrix @ x, b.norm()
+    relative = float(residual.norm() / b_norm) if b_norm > 0 else 0.0
+    return Solution(x, residual, len(b), relative)
 
 
 def jacobian_metric_operator(

@@ -175,7 +175,7 @@ def aliasing_cg(A, b, max_iterations, tolerance):
         rr_next = r.dot(r)
         p = r + (rr_next / rr) * p
         rr = rr_next
-    return Solution(x, max_iterations, float(rr.sqrt() / b.norm()))
+    return Solution(x, r, max_iterations, float(rr.sqrt() / b.norm()))
 
 
 def absolute_tolerance(A, b, max_iterations, tolerance):

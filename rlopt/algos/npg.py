@@ -84,17 +84,17 @@ class NPG:
             solution = conjugate_gradient(A, g, self.cg_iterations, self.cg_tolerance)
         d = solution.x
 
-        # eta = sqrt(2 max_kl / g^T (F + lambda I)^-1 g); a zero gradient asks for no step
-        slope = float(g.dot(d))
-        eta = (self.step_size or (2 * self.max_kl / slope) ** 0.5) if slope else 0.0
+        # eta = sqrt(2 max_kl / d^T (F + lambda I) d), where A d = g - residual and, once CG has
+        # converged, d^T A d = g^T A^-1 g; a zero gradient asks for no step
+        slope, curvature = float(g.dot(d)), float(d.dot(g - solution.residual))
+        eta = (self.step_size or (2 * self.max_kl / curvature) ** 0.5) if curvature > 0 else 0.0
         assign(parameters, theta + eta * d)
 
-        # g . d = d^T (F + lambda I) d, for CG's residual is orthogonal to d
-        damping_share = self.damping * float(d.dot(d)) / slope if slope else 0.0
+        damping_share = self.damping * float(d.dot(d)) / curvature if curvature > 0 else 0.0
         return {
             "algo/grad_norm": float(g.norm()),
             "algo/step_size": eta,
-            "algo/predicted_kl": 0.5 * eta**2 * slope * (1 - damping_share),
+            "algo/predicted_kl": 0.5 * eta**2 * curvature * (1 - damping_share),
             "algo/damping_share": damping_share,
             "algo/predicted_gain": eta * slope,
             "algo/cg_iterations": solution.iterations,

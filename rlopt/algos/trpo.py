@@ -93,10 +93,10 @@ class TRPO:
             solution = conjugate_gradient(A, g, self.cg_iterations, self.cg_tolerance)
         d = solution.x
 
-        # The full step reaches the edge of the damped quadratic region; a zero gradient asks for
-        # none
-        slope = float(g.dot(d))
-        eta = (2 * self.max_kl / slope) ** 0.5 if slope > 0 else 0.0
+        # The full step reaches the edge of the region d^T (F + lambda I) d / 2 <= max_kl, with
+        # A d = g - residual; a zero gradient asks for none
+        slope, curvature = float(g.dot(d)), float(d.dot(g - solution.residual))
+        eta = (2 * self.max_kl / curvature) ** 0.5 if curvature > 0 else 0.0
 
         @torch.no_grad()
         def reason_to_reject(scale: float) -> str | None:
@@ -119,12 +119,11 @@ class TRPO:
             assign(parameters, theta)
 
         step = search.scale * eta
-        # g . d = d^T (F + lambda I) d, for CG's residual is orthogonal to d
-        damping_share = self.damping * float(d.dot(d)) / slope if slope else 0.0
+        damping_share = self.damping * float(d.dot(d)) / curvature if curvature > 0 else 0.0
         return {
             "algo/grad_norm": float(g.norm()),
             "algo/step_size": step,
-            "algo/predicted_kl": 0.5 * step**2 * slope * (1 - damping_share),
+            "algo/predicted_kl": 0.5 * step**2 * curvature * (1 - damping_share),
             "algo/damping_share": damping_share,
             "algo/predicted_gain": step * slope,
             "algo/cg_iterations": solution.iterations,
