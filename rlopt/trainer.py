@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -139,6 +140,9 @@ class Trainer:
         with torch.no_grad():
             old = self.policy(batch.obs)
         metrics = self.rule.step(batch)
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the update's {name} is {value}")
         if self.settings.diagnostics:
             metrics |= audit(self.policy, batch, old_parameters)
         with torch.no_grad():

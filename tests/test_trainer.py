@@ -436,7 +436,7 @@ def test_a_non_finite_update_ends_training(build):
         return step(batch)
 
     spy.step = poison
-    with pytest.raises(FloatingPointError, match="KL nan"):
+    with pytest.raises(FloatingPointError, match="the update"):
         trainer.train()
 
 

@@ -87,10 +87,10 @@ class NPG:
         # eta = sqrt(2 max_kl / d^T (F + lambda I) d), where A d = g - residual and, once CG has
         # converged, d^T A d = g^T A^-1 g; a zero gradient asks for no step
         slope, curvature = float(g.dot(d)), float(d.dot(g - solution.residual))
-        eta = (self.step_size or (2 * self.max_kl / curvature) ** 0.5) if curvature > 0 else 0.0
+        eta = 0.0 if curvature <= 0 else self.step_size or (2 * self.max_kl / curvature) ** 0.5
         assign(parameters, theta + eta * d)
 
-        damping_share = self.damping * float(d.dot(d)) / curvature if curvature > 0 else 0.0
+        damping_share = 0.0 if curvature <= 0 else self.damping * float(d.dot(d)) / curvature
         return {
             "algo/grad_norm": float(g.norm()),
             "algo/step_size": eta,

@@ -31,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
 
 ROUNDING = 1e-10  # tolerances, see rlopt.verify
 ITERATIVE = 1e-6
+WIDTHS = (1e-5, 1e-6, 1e-7)  # of central differences
 
 
 def relative(x: Tensor, truth: Tensor) -> float:

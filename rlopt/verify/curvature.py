@@ -11,7 +11,7 @@ from torch.distributions import kl_divergence
 
 from rlopt.linalg import assign, damped, gradient
 from rlopt.rows import Row, at_most, not_applicable
-from rlopt.verify.audit import ITERATIVE, MAX_CG, ROUNDING, Audit, relative
+from rlopt.verify.audit import ITERATIVE, MAX_CG, ROUNDING, WIDTHS, Audit, relative
 
 
 def fisher_matrix(audit: Audit) -> list[Row]:
@@ -49,10 +49,11 @@ def fisher_is_hessian_of_kl(audit: Audit) -> list[Row]:
         audit.restore()
         return g
 
-    F, V, e = audit.fisher_operator(), audit.dense.directions(6), 1e-5
+    F, V = audit.fisher_operator(), audit.dense.directions(6)
     FV = [F(v) for v in V]  # before the parameters move under F's graph
-    errors = [
-        relative((slope(e * v) - slope(-e * v)) / (2 * e), Fv) for v, Fv in zip(V, FV, strict=True)
+    errors = [  # the best width: a wide one may cross a kink (relu), a wrong F is wrong at all
+        min(relative((slope(e * v) - slope(-e * v)) / (2 * e), Fv) for e in WIDTHS)
+        for v, Fv in zip(V, FV, strict=True)
     ]
     return [at_most("|finite difference - F v| / |F v|", max(errors), 1e-5)]
 
