@@ -9,7 +9,8 @@ import torch
 from rlopt import lecture, linalg, tabular
 from rlopt.advantages import reward_to_go
 from rlopt.fisher import fisher_operator
-from rlopt.lecture import STATEMENTS, Result, Row, slide
+from rlopt.lecture import STATEMENTS, Result, slide
+from rlopt.rows import Row
 
 
 @pytest.mark.parametrize("statement", STATEMENTS, ids=lambda f: f.__name__)
@@ -72,7 +73,7 @@ FAULTS = {
         "rlopt.algos.trpo.kl_divergence", no_constraint, "estimated_trpo",
     ),
     "discounted returns": (
-        "rlopt.lecture.reward_to_go", discounted, "unbiased_for_any_baseline",
+        "rlopt.lecture.estimates.reward_to_go", discounted, "unbiased_for_any_baseline",
     ),
 }  # fmt: skip
 
