@@ -151,7 +151,7 @@ Made by `python benchmarks/results.py` from the shipped settings, seeds 0-4; the
 chosen on seeds 100-104. Evaluation return: mean over 100 deterministic episodes of the final
 policy, then mean ± standard deviation over seeds, and the worst seed. Training return: the last 100
 training episodes, actions sampled. Seconds: median wall time of a run from start to end, two runs
-at a time on two cores.
+at a time on two cores (where other work ran beside them, more than it need be).
 
 ![training curves](results.png)
 
