@@ -50,7 +50,7 @@ def test_predicted_kl_is_the_quadratic_form_of_the_fisher_matrix(kind):
     predicted = audit(policy, batch, old)["audit/predicted_kl"]
     assign(list(policy.parameters()), old)
     F = dense(fisher_operator(policy, batch, "exact"), old)
-    assert predicted == pytest.approx(0.5 * float(step @ F @ step), rel=1e-10)
+    assert predicted == pytest.approx(0.5 * float(step @ F @ step), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", RULES)
