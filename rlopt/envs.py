@@ -142,7 +142,7 @@ def _make(
 
 def _make_envpool(env_id: str, num_envs: int, options: dict[str, Any]) -> VectorEnv:
     if importlib.util.find_spec("envpool") is None:
-        raise ValueError("backend envpool needs a package: pip install 'rlopt[envpool]'")
+        raise ValueError("backend envpool needs a package: pip install -e '.[envpool]'")
     import envpool
 
     if env_id not in envpool.list_all_envs():

@@ -93,5 +93,5 @@ def record_video(
         env.close()
     except gym.error.DependencyNotInstalled as error:
         raise ValueError(
-            f"video=true needs a package: pip install 'rlopt[video]' ({error})"
+            f"video=true needs a package: pip install -e '.[video]' ({error})"
         ) from error

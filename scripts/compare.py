@@ -112,7 +112,7 @@ def main(cfg: DictConfig) -> None:
 def check_settings(cfg: DictConfig) -> None:
     """This command's own settings; the rest is checked where it is used."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("compare.py needs a package: pip install 'rlopt[bench]'")
+        raise ConfigError("compare.py needs a package: pip install -e '.[bench]'")
     if not cfg.rules:
         raise ConfigError("algos=[] names no rule: write algos=[pg,npg]")
     try:

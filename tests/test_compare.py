@@ -447,4 +447,4 @@ def test_a_missing_matplotlib_says_what_to_install(tmp_path, monkeypatch):
     hidden = lambda name, *rest: None if name == "matplotlib" else find_spec(name, *rest)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", hidden)
     code, _ = script(f"output={tmp_path / 'out'}")
-    assert code == "error: compare.py needs a package: pip install 'rlopt[bench]'"
+    assert code == "error: compare.py needs a package: pip install -e '.[bench]'"
