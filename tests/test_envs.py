@@ -189,7 +189,7 @@ def test_envpool_may_have_what_gymnasium_dropped(env_id):
 
 def test_missing_envpool_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"rlopt\[envpool\]"):
+    with pytest.raises(ValueError, match=r"\.\[envpool\]"):
         make_env("Pendulum-v1", backend="envpool")
 
 
