@@ -10,7 +10,7 @@ from rlopt.fisher import exact_metric
 from rlopt.linalg import assign, flatten, gradient
 from rlopt.types import Batch, Policy
 
-CURVATURE_SAMPLES = 512
+CURVATURE_SAMPLES = 256
 WIDTH = 1e-2  # of the central difference along the step
 
 
@@ -20,7 +20,7 @@ def audit(policy: Policy, batch: Batch, old_parameters: Tensor) -> dict[str, flo
     Returns:
         `audit/predicted_gain`: g . step, the first-order change of the surrogate.
         `audit/predicted_kl`: 1/2 step^T F step, the second-order KL, on every n-th transition
-        so that about 500 are taken.
+        so that about 250 are taken.
         `audit/step_gradient_cosine`: angle between the step and the gradient.
         `audit/gradient_split_cosine`: angle between the gradients of the batch's two halves, which
         are different environments; near 0 the gradient is noise.

@@ -136,8 +136,8 @@ class Trainer:
 
     def _update(self, batch: Batch) -> Metrics:
         """One step of the rule; KL, entropy and surrogate are measured alike for every rule."""
-        old_parameters = flatten(self.policy.parameters()).detach()
         with torch.no_grad():
+            old_parameters = flatten(self.policy.parameters())
             old = self.policy(batch.obs)
         metrics = self.rule.step(batch)
         for name, value in metrics.items():
