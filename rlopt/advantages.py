@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rlopt import check
+from rlopt.distributed import gather
 
 
 def _prepare(
@@ -118,8 +119,11 @@ def td(
 
 
 def standardize(advantage: Tensor, valid: Tensor) -> Tensor:
-    """(A - mean) / std over the valid entries, 0 where all are equal; invalid rows stay 0."""
-    x = advantage[valid]
+    """(A - mean) / std over the valid entries of all processes, 0 where all are equal.
+
+    Invalid rows stay 0.
+    """
+    x = gather(advantage[valid])
     centred = advantage - x.mean()
     std = x.std(unbiased=False)
     # Rounding leaves a spread of about eps * |mean| in equal numbers; below that there is no signal

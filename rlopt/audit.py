@@ -31,7 +31,7 @@ def audit(policy: Policy, batch: Batch, old_parameters: Tensor) -> dict[str, flo
     parameters = list(policy.parameters())
     new_parameters = flatten(parameters).detach()
     step = new_parameters - old_parameters
-    every = max(1, len(batch) // CURVATURE_SAMPLES)
+    every = max(1, batch.count // CURVATURE_SAMPLES)
     predicted_kl = _quadratic_kl(policy, batch[::every], parameters, old_parameters, step)
     assign(parameters, old_parameters)
     middle = len(batch) // 2
@@ -67,7 +67,7 @@ def _quadratic_kl(
 
 def _gradient(policy: Policy, batch: Batch, parameters: list[Tensor]) -> Tensor:
     """E[grad ln pi(a | s) A] on a part of the batch; zero where the part is empty."""
-    if len(batch) == 0:
+    if batch.count == 0:
         return torch.zeros_like(flatten(parameters))
     log_prob = policy(batch.obs).log_prob(batch.action)
     return gradient(batch.expect(log_prob * batch.advantage), parameters)

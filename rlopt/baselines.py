@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rlopt import check
+from rlopt.distributed import gather, total, total_count, total_gradients, total_mean
 from rlopt.linalg import (
     assign,
     conjugate_gradient,
@@ -92,11 +93,13 @@ class LinearBaseline(nn.Module):
         self.normalizer.update(_inputs(obs, step, self.sees_step))
         phi, y = self._features(obs, step), target.double()
         mean, std = _mean_std(y)
+        count = total_count(len(y))
         eye = torch.eye(phi.shape[1], dtype=phi.dtype, device=phi.device)
-        gram = phi.T @ phi / len(y) + self.ridge * eye
-        self.weight.copy_(torch.linalg.solve(gram, phi.T @ ((y - mean) / std) / len(y)) * std)
+        gram = total(phi.T @ phi) / count + self.ridge * eye
+        moment = total(phi.T @ ((y - mean) / std)) / count
+        self.weight.copy_(torch.linalg.solve(gram, moment) * std)
         self.weight[-1] += mean
-        return {"baseline/loss": float(((phi @ self.weight - y) / std).square().mean())}
+        return {"baseline/loss": float(total_mean(((phi @ self.weight - y) / std).square()))}
 
 
 class MLPBaseline(nn.Module):
@@ -117,7 +120,7 @@ class MLPBaseline(nn.Module):
         fit: `optimizer` or `gauss_newton`.
         optimizer: makes an optimiser from the parameters.
         epochs: passes over the data (`optimizer`), or Gauss-Newton steps.
-        minibatch_size: transitions a gradient step (`optimizer`).
+        minibatch_size: transitions a gradient step, over all processes (`optimizer`).
         damping: lambda in J^T J / B + lambda I (`gauss_newton`).
         cg_iterations: products at the most for a Gauss-Newton step.
     """
@@ -180,7 +183,7 @@ class MLPBaseline(nn.Module):
         else:
             self._run_optimizer(x, y)
         with torch.no_grad():
-            return {"baseline/loss": float((self._standardized(x) - y).square().mean())}
+            return {"baseline/loss": float(total_mean((self._standardized(x) - y).square()))}
 
     def get_extra_state(self) -> dict[str, Any]:
         """The optimiser's state, which belongs into a checkpoint as well."""
@@ -202,28 +205,30 @@ class MLPBaseline(nn.Module):
         self.target_std.copy_(std)
 
     def _run_optimizer(self, x: Tensor, y: Tensor) -> None:
-        num_minibatches = math.ceil(len(y) / self.minibatch_size)
+        num_minibatches = math.ceil(total_count(len(y)) / self.minibatch_size)
         for _ in range(self.epochs):
             order = torch.randperm(len(y)).to(y.device)
             for index in order.tensor_split(num_minibatches):
-                loss = (self._standardized(x[index]) - y[index]).square().mean()
+                loss = total_mean((self._standardized(x[index]) - y[index]).square())
                 self.optimizer.zero_grad()
                 loss.backward()
+                total_gradients(self.network.parameters())
                 self.optimizer.step()
 
     def _gauss_newton_step(self, x: Tensor, y: Tensor) -> None:
         parameters = list(self.network.parameters())
         theta = flatten(parameters).detach()
         output = self._standardized(x)
-        loss = (output - y).square().mean() / 2
-        JtJ = jacobian_metric_operator(output, parameters, lambda u: u / len(y))
+        count = total_count(len(y))
+        loss = total_mean((output - y).square()) / 2
+        JtJ = jacobian_metric_operator(output, parameters, lambda u: u / count)
         A = damped(JtJ, self.damping)
         d = -conjugate_gradient(A, gradient(loss, parameters), self.cg_iterations, 0.0).x
 
         @torch.no_grad()
         def reason_to_reject(scale: float) -> str | None:
             assign(parameters, theta + scale * d)
-            lower = (self._standardized(x) - y).square().mean() / 2 < loss
+            lower = total_mean((self._standardized(x) - y).square()) / 2 < loss
             return None if lower else "loss"
 
         if backtrack(reason_to_reject, shrink=0.5, max_tries=10).scale == 0:
@@ -232,13 +237,18 @@ class MLPBaseline(nn.Module):
 
 def _mean_std(target: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and std of targets [B]; a std of 1 in the units of the mean where all are equal."""
+    target = gather(target)
     mean, std = target.mean(), target.std(unbiased=False)
     spread = std > 1e-6 * mean.abs()
     return mean, torch.where(spread, std, mean.abs().clamp(min=1.0))
 
 
 def explained_variance(value: Tensor, target: Tensor) -> float:
-    """1 - Var(target - value) / Var(target): 1 is perfect; nan for constant targets."""
+    """1 - Var(target - value) / Var(target): 1 is perfect; nan for constant targets.
+
+    The variances are those over all processes.
+    """
+    value, target = gather(value), gather(target)
     variance = target.var(unbiased=False)
     residual = (target - value).var(unbiased=False)
     return float(1 - residual / variance) if variance > 0 else math.nan

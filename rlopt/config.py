@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import pydoc
 import re
 from collections.abc import Callable, Iterator
@@ -19,12 +20,14 @@ from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from rlopt import check
+from rlopt.distributed import gather_list, rank, share, world_size
 from rlopt.envs import derive_seed, fastest_backend, make_vector_env
 from rlopt.evaluate import Evaluation, evaluate
-from rlopt.logger import Logger, flat
+from rlopt.logger import Logger, NoLogger, flat
 from rlopt.trainer import Trainer
 
-TRAINING_STREAM, EVALUATION_STREAM = 0, 1
+TRAINING_STREAM, EVALUATION_STREAM, SAMPLING_STREAM = 0, 1, 2
+NUM_STREAMS = 3  # of each process
 GROUPS = ["algo", "policy", "advantage", "baseline", "rollout"]
 
 
@@ -173,9 +176,10 @@ def make_advantage(cfg: DictConfig) -> Any:
 
 
 def make_env(cfg: DictConfig) -> VectorEnv:
-    """The vector environment of `cfg.env`."""
+    """The vector environment of `cfg.env`, this process' share of it."""
     settings = to_dict(cfg.env)
     with naming("env", cfg.env):
+        settings["num_envs"] = share(num_envs=cfg.env.num_envs)
         return make_vector_env(settings.pop("id"), **settings)
 
 
@@ -187,6 +191,8 @@ def make_policy(cfg: DictConfig, env: VectorEnv) -> Any:
 
 def make_trainer(cfg: DictConfig, folder: Path) -> Trainer:
     """All parts of a run, from its seed; writes nothing before every part is made.
+
+    Networks start the same in every process; environments and sampling have seeds of their own.
 
     Raises:
         ConfigError: a mistake in the config.
@@ -202,15 +208,26 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Trainer:
     baseline = make(cfg, "baseline", env.single_observation_space).to(cfg.device)
     rule = make(cfg, "algo", policy)
     advantage = make_advantage(cfg)
-    rollout = make(cfg, "rollout", env, cfg.device, derive_seed(cfg.seed, TRAINING_STREAM))
+    training_seed, evaluation_seed, sampling_seed = (
+        derive_seed(cfg.seed, NUM_STREAMS * rank() + stream)
+        for stream in (TRAINING_STREAM, EVALUATION_STREAM, SAMPLING_STREAM)
+    )
+    rollout = make(cfg, "rollout", env, cfg.device, training_seed)
+    if rank() > 0:
+        torch.manual_seed(sampling_seed)
 
     def evaluate_policy(episodes: int) -> Evaluation:
-        seed = derive_seed(cfg.seed, EVALUATION_STREAM)
-        return evaluate(
-            policy, eval_env, episodes=episodes, seed=seed, deterministic=True, device=cfg.device
+        own = evaluate(
+            policy,
+            eval_env,
+            episodes=math.ceil(episodes / world_size()),
+            seed=evaluation_seed,
+            deterministic=True,
+            device=cfg.device,
         )
+        return Evaluation(gather_list(own.returns), gather_list(own.lengths))
 
-    logger = Logger(folder, to_dict(cfg), cfg.total_steps)
+    logger = NoLogger(folder) if rank() > 0 else Logger(folder, to_dict(cfg), cfg.total_steps)
     return Trainer(policy, baseline, rule, advantage, rollout, evaluate_policy, logger, cfg)
 
 

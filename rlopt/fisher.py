@@ -32,7 +32,7 @@ def fisher_operator(policy: Policy, batch: Batch, kind: str) -> Operator:
     """
     params = policy.dist_params(batch.obs)
     metric = {"exact": exact_metric, "empirical": empirical_metric}[kind](policy, params, batch)
-    scale = batch.horizon / len(batch)
+    scale = batch.horizon / batch.count
     return jacobian_metric_operator(params, list(policy.parameters()), lambda u: scale * metric(u))
 
 

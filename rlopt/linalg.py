@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlopt.distributed import total
+
 Operator = Callable[[Tensor], Tensor]
 
 
@@ -94,6 +96,8 @@ def jacobian_metric_operator(
 ) -> Operator:
     """The operator v -> J^T M J v with J the Jacobian of `outputs` [B, k] in `parameters`.
 
+    The outputs are those of all processes, of which each holds some rows.
+
     `metric` maps [B, k] -> [B, k] and is linear, symmetric and PSD. The Fisher matrix (M the Fisher
     matrix of the distribution in its own parameters) and Gauss-Newton (M = 1) are both of this
     form.
@@ -107,7 +111,8 @@ def jacobian_metric_operator(
 
     def product(v: Tensor) -> Tensor:
         (Jv,) = torch.autograd.grad(Jt_w, w, v, retain_graph=True)
-        return flatten(torch.autograd.grad(outputs, parameters, metric(Jv), retain_graph=True))
+        Jt_M_Jv = torch.autograd.grad(outputs, parameters, metric(Jv), retain_graph=True)
+        return total(flatten(Jt_M_Jv))
 
     return product
 
@@ -123,8 +128,8 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def gradient(scalar: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """The gradient of a scalar in `parameters`, flat [P]; the graph is kept."""
-    return flatten(torch.autograd.grad(scalar, parameters, retain_graph=True))
+    """The gradient of a scalar in `parameters`, flat [P], its shares added up; keeps the graph."""
+    return total(flatten(torch.autograd.grad(scalar, parameters, retain_graph=True)))
 
 
 @torch.no_grad()

@@ -78,6 +78,19 @@ class Logger:
             self.writer._get_file_writer().add_summary(summary)
 
 
+class NoLogger:
+    """In place of a logger where another process keeps the record."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def log(self, env_steps: int, metrics: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """The flat config with `algo: NPG` in place of `algo._target_: rlopt.algos.npg.NPG`."""
     return {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rlopt.distributed import gather
+
 
 class RunningNorm(nn.Module):
     """Standardise by the mean and variance of everything seen by `update`.
@@ -32,16 +34,22 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Merge the statistics of a batch [B, size] into the running ones.
+        """Merge the statistics of a batch [B, size] into the running ones, for each process.
 
         Source: Chan, Golub & LeVeque 1979, the pairwise update of mean and sum of squares.
         """
         x = x.double()
-        n, total = len(x), self.count + len(x)
-        if n == 0:
+        if len(x) == 0:
             return
-        delta = x.mean(0) - self.mean
-        squares = x.var(0, unbiased=False) * n + delta**2 * self.count * n / total
+        count = torch.full_like(x[0], len(x))
+        statistics = torch.stack([count, x.mean(0), x.var(0, unbiased=False)])
+        for (n, *_), mean, var in gather(statistics[None]):
+            self._merge(n, mean, var)
+
+    def _merge(self, n: Tensor, mean: Tensor, var: Tensor) -> None:
+        total = self.count + n
+        delta = mean - self.mean
+        squares = var * n + delta**2 * self.count * n / total
         self.var.copy_((self.var * self.count + squares) / total)
         self.mean.add_(delta * n / total)
         self.count.copy_(total)

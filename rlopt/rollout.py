@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from rlopt import check
+from rlopt.distributed import share
 from rlopt.types import Policy, Rollout, float_tensor
 
 Choose = Callable[[Distribution], Tensor]
@@ -152,7 +153,7 @@ class StepRollout:
 
 
 class EpisodeRollout:
-    """M whole trajectories, each from a fresh reset to its end.
+    """M whole trajectories of all processes, each from a fresh reset to its end.
 
     How many each environment runs is fixed before it starts, so that short episodes are not
     favoured: "the first M that end" would be.
@@ -180,8 +181,8 @@ class EpisodeRollout:
     ) -> None:
         check.whole(episodes=episodes, max_episode_steps=max_episode_steps)
         check.whole(0, baseline_episodes=baseline_episodes)
-        self.episodes = episodes
-        self.baseline_episodes = baseline_episodes
+        self.episodes = share(episodes=episodes)
+        self.baseline_episodes = share(baseline_episodes=baseline_episodes)
         self.max_episode_steps = max_episode_steps
         self.seed: int | None = seed
         self.recorder = Recorder(env, device, sample)

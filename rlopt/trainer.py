@@ -19,9 +19,10 @@ from rlopt import checkpoint
 from rlopt.advantages import standardize
 from rlopt.audit import audit
 from rlopt.baselines import explained_variance
+from rlopt.distributed import gather_list, rank, total_count, total_mean
 from rlopt.evaluate import Evaluation
 from rlopt.linalg import flatten
-from rlopt.logger import Logger
+from rlopt.logger import Logger, NoLogger
 from rlopt.types import Baseline, Batch, Policy, Rollout, UpdateRule
 
 Metrics = dict[str, float]
@@ -50,7 +51,7 @@ class Trainer:
     advantage: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
     rollout: Any
     evaluate: Callable[[int], Evaluation]
-    logger: Logger
+    logger: Logger | NoLogger
     settings: Any
 
     def train(self) -> Evaluation:
@@ -87,10 +88,12 @@ class Trainer:
         separate = self.rollout.collect_for_baseline(self.policy)
         if separate is not None:
             fit_metrics = self._fit_baseline(separate, self._estimate(separate)[1])
-            self.env_steps += separate.num_steps
+            self.env_steps += total_count(separate.num_steps)
         rollout = self.rollout.collect(self.policy)
-        self.env_steps += rollout.num_steps
-        self.recent_returns += rollout.episode_returns
+        self.env_steps += total_count(rollout.num_steps)
+        returns = gather_list(rollout.episode_returns)
+        lengths = gather_list(rollout.episode_lengths)
+        self.recent_returns += returns
         sampled = time.perf_counter()
 
         advantage, target = self._estimate(rollout)
@@ -104,8 +107,8 @@ class Trainer:
         seconds = time.perf_counter() - start
         return {
             "rollout/return_mean": float(np.mean(self.recent_returns or [np.nan])),
-            "rollout/length_mean": float(np.mean(rollout.episode_lengths or [np.nan])),
-            "rollout/episodes": len(rollout.episode_returns),
+            "rollout/length_mean": float(np.mean(lengths or [np.nan])),
+            "rollout/episodes": len(returns),
             **update_metrics,
             "baseline/explained_variance": explained,
             **fit_metrics,
@@ -129,8 +132,9 @@ class Trainer:
     def _make_batch(self, rollout: Rollout, advantage: Tensor) -> Batch:
         if self.settings.standardize_advantage:
             advantage = standardize(advantage, rollout.valid)
-        per_trajectory = self.settings.average_over == "trajectories"
-        horizon = rollout.num_steps / rollout.num_trajectories if per_trajectory else 1.0
+        horizon = 1.0
+        if self.settings.average_over == "trajectories":
+            horizon = total_count(rollout.num_steps) / total_count(rollout.num_trajectories)
         obs, action = rollout.flatten(rollout.obs[:-1]), rollout.flatten(rollout.action)
         return Batch(obs, action, rollout.flatten(advantage), horizon)
 
@@ -155,8 +159,8 @@ class Trainer:
         return {
             "policy/kl": float(kl),
             "policy/surrogate_gain": float(gain),
-            "policy/entropy": float(old.entropy().mean()),
-            "policy/entropy_after": float(new.entropy().mean()),
+            "policy/entropy": float(total_mean(old.entropy())),
+            "policy/entropy_after": float(total_mean(new.entropy())),
             **metrics,
         }
 
@@ -166,7 +170,9 @@ class Trainer:
             self.save("best")
 
     def save(self, name: str) -> None:
-        """Write checkpoints/<name>.pt into the run folder."""
+        """Write checkpoints/<name>.pt into the run folder, from the first process."""
+        if rank() > 0:
+            return
         state = {
             "policy": self.policy.state_dict(),
             "baseline": self.baseline.state_dict(),

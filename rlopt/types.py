@@ -7,11 +7,14 @@ vector.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
+
+from rlopt.distributed import total, total_count
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class Rollout:
 class Batch:
     """The valid transitions of a rollout, one environment after the other.
 
+    Of several processes each holds the transitions of its own environments.
+
     Attributes:
         obs: [B, *].
         action: [B, *].
@@ -84,9 +89,18 @@ class Batch:
     def __getitem__(self, index: Tensor | slice) -> Batch:
         return Batch(self.obs[index], self.action[index], self.advantage[index], self.horizon)
 
+    @cached_property
+    def count(self) -> int:
+        """Number of transitions of all processes."""
+        return total_count(len(self))
+
     def expect(self, x: Tensor) -> Tensor:
-        """E[x] of a per-step quantity x [B]: scalar."""
-        return self.horizon * x.mean()
+        """E[x] of a per-step quantity x [B], over the transitions of all processes: scalar.
+
+        Differentiated, it gives this process' share of the gradient: what `linalg.gradient` and
+        `distributed.total_gradients` add up.
+        """
+        return self.horizon * total(x.sum() / self.count)
 
 
 class Policy(Protocol):

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlopt.config import ConfigError, nearest, one_line
+from rlopt.distributed import LostProcessError, is_first_to_ask
 from rlopt.rollout import EndlessEpisodeError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -24,6 +25,7 @@ MISTAKES = (
     EndlessEpisodeError,
     FloatingPointError,
     HydraException,
+    LostProcessError,
     OmegaConfBaseException,
 )
 
@@ -48,10 +50,11 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if is_first_to_ask():
+            print("interrupted", file=sys.stderr)
         sys.exit(130)
     except MISTAKES as error:
-        sys.exit(f"error: {explain(error)}")
+        sys.exit(f"error: {explain(error)}" if is_first_to_ask() else 1)
 
 
 def explain(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import cli
 import rlopt
+from rlopt import distributed
 from rlopt.config import Config, ConfigError, make_trainer
 from rlopt.evaluate import Evaluation
 from rlopt.trainer import Trainer
@@ -39,6 +41,9 @@ def train(cfg: DictConfig, hydra_cfg: Any) -> float:
     """Build the parts, train, and leave the record of it in the run folder."""
     start = time.perf_counter()
     folder = Path(hydra_cfg.runtime.output_dir)
+    if distributed.rank() > 0:  # the first process keeps the record
+        OmegaConf.resolve(cfg)
+        return make_trainer(cfg, folder).train().mean
     if any(folder.iterdir()):
         raise ConfigError(f"hydra.run.dir={folder} is not empty: name a folder that is")
     OmegaConf.resolve(cfg)
@@ -107,4 +112,10 @@ def git_commit() -> str | None:
 
 
 if __name__ == "__main__":
+    distributed.start()
+    if distributed.world_size() > 1 and {"-m", "--multirun"} & set(sys.argv):
+        sys.exit("error: -m: torchrun trains one configuration at a time")
+    if distributed.rank() > 0:
+        sys.argv.append("hydra.run.dir=.")  # only the first process has a folder to make
     cli.run(main)
+    distributed.stop()

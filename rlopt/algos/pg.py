@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from rlopt.distributed import total_gradients
 from rlopt.types import Batch, Policy
 
 
@@ -32,6 +33,7 @@ class PG:
         objective = batch.expect(log_prob * batch.advantage)
         self.optimizer.zero_grad()
         (-objective).backward()  # optimisers descend
+        total_gradients(self.policy.parameters())
         self.optimizer.step()
         squared_norm = sum(p.grad.square().sum() for p in self.policy.parameters())
         return {"algo/grad_norm": float(squared_norm**0.5)}

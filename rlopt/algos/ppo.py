@@ -12,6 +12,7 @@ from torch.distributions import kl_divergence
 from torch.optim import Optimizer
 
 from rlopt import check
+from rlopt.distributed import total_gradients
 from rlopt.types import Batch, Policy
 
 
@@ -26,7 +27,8 @@ class PPO:
         policy: the policy to move.
         optimizer: makes an optimiser from the parameters.
         epochs: passes over the batch.
-        minibatch_size: transitions a gradient step at the most; a pass is split evenly.
+        minibatch_size: transitions a gradient step at the most, over all processes; a pass is split
+            evenly.
         penalty: lambda, where it is adapted the first one.
         target_kl: the KL that the penalty is adapted to, or None for a fixed penalty.
         penalty_range: [smallest, largest] adapted penalty.
@@ -70,7 +72,7 @@ class PPO:
             old_params = self.policy.dist_params(batch.obs)
             old_log_prob = self.policy.dist(old_params).log_prob(batch.action)
 
-        num_minibatches = math.ceil(len(batch) / self.minibatch_size)
+        num_minibatches = math.ceil(batch.count / self.minibatch_size)
         for _ in range(self.epochs):
             order = torch.randperm(len(batch)).to(batch.obs.device)
             for index in order.tensor_split(num_minibatches):
@@ -94,6 +96,7 @@ class PPO:
         objective = surrogate - self.penalty * kl
         self.optimizer.zero_grad()
         (-objective).backward()  # optimisers descend
+        total_gradients(self.policy.parameters())
         self.optimizer.step()
 
     def _adapt_penalty(self, kl: float) -> None:
