@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class LostProcessError(RuntimeError):
-    """Another process of the run has ended."""
+    """Another process of the run has ended, or does not answer."""
 
 
 def start() -> None:
@@ -26,7 +26,8 @@ def start() -> None:
     if not (dist.is_available() and dist.is_torchelastic_launched()):
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # what `device=cuda` then means
+        own = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
+        torch.cuda.set_device(own)  # what `device=cuda` then means
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
@@ -95,7 +96,7 @@ def _naming_loss() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise LostProcessError(f"another process of the run has ended: {reason}") from error
+        raise LostProcessError(f"lost another process of the run: {reason}") from error
 
 
 def total_count(count: int) -> int:

@@ -34,7 +34,7 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Merge the statistics of a batch [B, size] into the running ones, for each process.
+        """Merge the statistics of the batches [B, size] of all processes into the running ones.
 
         Source: Chan, Golub & LeVeque 1979, the pairwise update of mean and sum of squares.
         """
@@ -43,8 +43,8 @@ class RunningNorm(nn.Module):
             return
         count = torch.full_like(x[0], len(x))
         statistics = torch.stack([count, x.mean(0), x.var(0, unbiased=False)])
-        for (n, *_), mean, var in gather(statistics[None]):
-            self._merge(n, mean, var)
+        for count, mean, var in gather(statistics[None]):
+            self._merge(count[0], mean, var)
 
     def _merge(self, n: Tensor, mean: Tensor, var: Tensor) -> None:
         total = self.count + n

@@ -41,12 +41,11 @@ def train(cfg: DictConfig, hydra_cfg: Any) -> float:
     """Build the parts, train, and leave the record of it in the run folder."""
     start = time.perf_counter()
     folder = Path(hydra_cfg.runtime.output_dir)
+    OmegaConf.resolve(cfg)
     if distributed.rank() > 0:  # the first process keeps the record
-        OmegaConf.resolve(cfg)
         return make_trainer(cfg, folder).train().mean
     if any(folder.iterdir()):
         raise ConfigError(f"hydra.run.dir={folder} is not empty: name a folder that is")
-    OmegaConf.resolve(cfg)
     algo, tuned = hydra_cfg.runtime.choices.algo, tuned_file(hydra_cfg.runtime.choices)
     trainer = make_trainer(cfg, folder)
     where = f"{cfg.env.id} ({cfg.env.num_envs} environments, {cfg.env.backend})"
@@ -114,7 +113,8 @@ def git_commit() -> str | None:
 if __name__ == "__main__":
     distributed.start()
     if distributed.world_size() > 1 and {"-m", "--multirun"} & set(sys.argv):
-        sys.exit("error: -m: torchrun trains one configuration at a time")
+        alone = distributed.is_first_to_ask()
+        sys.exit("error: -m: torchrun trains one configuration at a time" if alone else 1)
     if distributed.rank() > 0:
         sys.argv.append("hydra.run.dir=.")  # only the first process has a folder to make
     cli.run(main)
