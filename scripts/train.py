@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -110,11 +111,19 @@ def git_commit() -> str | None:
     return result.stdout.strip() or None
 
 
+def prepare_sweep() -> None:
+    """See to it that a launcher may run `main` in processes, or on machines, of its own."""
+    if distributed.world_size() > 1:
+        told = not distributed.is_first_to_ask()
+        sys.exit(1 if told else "error: -m: torchrun trains one configuration at a time")
+    paths = [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # where they find cli.py
+
+
 if __name__ == "__main__":
     distributed.start()
-    if distributed.world_size() > 1 and {"-m", "--multirun"} & set(sys.argv):
-        alone = distributed.is_first_to_ask()
-        sys.exit("error: -m: torchrun trains one configuration at a time" if alone else 1)
+    if {"-m", "--multirun"} & set(sys.argv):
+        prepare_sweep()
     if distributed.rank() > 0:
         sys.argv.append("hydra.run.dir=.")  # only the first process has a folder to make
     cli.run(main)

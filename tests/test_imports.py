@@ -13,18 +13,20 @@ FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.r
 ALGOS = [name for name in FILES if name.startswith("algos/")]
 
 TORCH_ONLY = {"torch"}
+SUMS = {"torch", "rlopt.distributed"}
 ALGO = {"torch"} | {
     f"rlopt.{module}"
-    for module in ("types", "policies", "fisher", "linalg", "line_search", "check")
+    for module in ("types", "policies", "fisher", "linalg", "line_search", "distributed", "check")
 }
 ALLOWED = {
-    "types.py": TORCH_ONLY,
-    "linalg.py": TORCH_ONLY,
+    "distributed.py": TORCH_ONLY,
+    "types.py": SUMS,
+    "linalg.py": SUMS,
     "line_search.py": TORCH_ONLY,
-    "normalize.py": TORCH_ONLY,
+    "normalize.py": SUMS,
     "check.py": TORCH_ONLY,
     "distributions.py": TORCH_ONLY,
-    "advantages.py": {"torch", "rlopt.check"},
+    "advantages.py": SUMS | {"rlopt.check"},
     "fisher.py": {"torch", "rlopt.linalg", "rlopt.types"},
 } | dict.fromkeys(ALGOS, ALGO)
 
