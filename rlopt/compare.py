@@ -18,8 +18,9 @@ import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, Independent, Normal, kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
+from rlopt.distributions import is_categorical, is_gaussian
 from rlopt.envs import find_spec
 from rlopt.evaluate import MAX_EPISODE_STEPS
 from rlopt.fisher import fisher_operator
@@ -155,10 +156,9 @@ def common_noise(dist: Distribution) -> Tensor:
     probability of 2 TV / (1 + TV) at the most, TV for two actions; TV their total variation),
     mean + std * normal noise for a Gaussian. Any other distribution draws by its own `sample`.
     """
-    if isinstance(dist, Categorical):
+    if is_categorical(dist):
         return (torch.empty_like(dist.probs).exponential_() / dist.probs).argmin(-1)
-    base = dist.base_dist if isinstance(dist, Independent) else dist
-    if isinstance(base, Normal):
+    if is_gaussian(dist):
         return dist.mean + dist.stddev * torch.randn_like(dist.mean)
     return dist.sample()
 

@@ -63,6 +63,7 @@ class MLPPolicy(nn.Module):
 
     action_center: Tensor
     action_scale: Tensor
+    log_action_scale: Tensor
 
     def __init__(
         self,
@@ -102,6 +103,7 @@ class MLPPolicy(nn.Module):
         dtype = torch.get_default_dtype()
         self.register_buffer("action_center", center.to(dtype))
         self.register_buffer("action_scale", half_range.to(dtype))
+        self.register_buffer("log_action_scale", half_range.log().to(dtype))
         self.log_std = nn.Parameter(torch.full(action_space.shape, float(log_std_init)))
 
     def dist_params(self, obs: Tensor) -> Tensor:
@@ -109,8 +111,8 @@ class MLPPolicy(nn.Module):
         output = self.network(obs if self.normalizer is None else self.normalizer(obs))
         if not self.continuous:
             return output
-        mean = self.action_center + self.action_scale * output
-        log_std = (self.log_std + self.action_scale.log()).expand_as(mean)
+        mean = torch.addcmul(self.action_center, self.action_scale, output)
+        log_std = (self.log_std + self.log_action_scale).expand_as(mean)
         return torch.cat([mean, log_std], dim=-1)
 
     def dist(self, params: Tensor) -> Categorical | DiagonalGaussian:
