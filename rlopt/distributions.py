@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TypeGuard
 
 import torch
@@ -27,7 +28,7 @@ class Categorical(Distribution):
         super().__init__(logits.shape[:-1], validate_args=False)
         self.logits = logits.log_softmax(-1)
 
-    @property
+    @cached_property
     def probs(self) -> Tensor:
         """Probabilities [B, k]."""
         return self.logits.exp()
@@ -102,8 +103,12 @@ class DiagonalGaussian(Distribution):
 
     def fisher_product(self, u: Tensor) -> Tensor:
         """1 / sigma^2 on the mean, 2 on the log std, [B, 2d] -> [B, 2d]."""
-        mean, log_std = u.chunk(2, dim=-1)
-        return torch.cat([mean * (-2 * self.log_std).exp(), 2 * log_std], dim=-1)
+        return u * self._fisher_diagonal
+
+    @cached_property
+    def _fisher_diagonal(self) -> Tensor:
+        precision = (-2 * self.log_std).exp()
+        return torch.cat([precision, torch.full_like(precision, 2.0)], dim=-1)
 
 
 @register_kl(DiagonalGaussian, DiagonalGaussian)
