@@ -18,7 +18,7 @@ from rlopt.algos.npg import NPG
 from rlopt.algos.pg import PG
 from rlopt.algos.ppo import PPO
 from rlopt.algos.trpo import TRPO
-from rlopt.distributions import Categorical, DiagonalGaussian, is_categorical
+from rlopt.distributions import Categorical, DiagonalGaussian
 from rlopt.linalg import assign, flatten
 from rlopt.policies import MLPPolicy
 from rlopt.types import Batch
@@ -155,7 +155,7 @@ def actions_and_weights(dist):
 
     Exact for a Categorical, and for polynomials of the action up to degree 5 under a Gaussian.
     """
-    if is_categorical(dist):
+    if isinstance(dist, Categorical | torch.distributions.Categorical):
         for a in range(dist.probs.shape[-1]):
             yield torch.full(dist.batch_shape, a), dist.probs[..., a].detach()
         return

@@ -7,13 +7,14 @@ are sums over actions or quadrature, and linear systems are solved through a den
 from __future__ import annotations
 
 from functools import cached_property
+from typing import TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
-from rlopt.distributions import is_categorical, is_gaussian
+from rlopt.distributions import Categorical, DiagonalGaussian
 from rlopt.linalg import flatten
 from rlopt.types import Batch, Policy
 
@@ -94,6 +95,17 @@ class Dense:
         for i in range(0, count, 2):
             V[i] = self.fisher(V[i])
         return V / V.norm(dim=1, keepdim=True)
+
+
+def is_categorical(dist: Distribution) -> TypeGuard[Categorical | torch.distributions.Categorical]:
+    """Whether it is ours or torch's."""
+    return isinstance(dist, Categorical | torch.distributions.Categorical)
+
+
+def is_gaussian(dist: Distribution) -> bool:
+    """Whether its components are independent normal variables: ours or torch's."""
+    base = dist.base_dist if isinstance(dist, Independent) else dist
+    return isinstance(base, DiagonalGaussian | Normal)
 
 
 def has_sum(dist: Distribution) -> bool:
