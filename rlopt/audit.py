@@ -14,60 +14,70 @@ CURVATURE_SAMPLES = 256
 WIDTH = 1e-2  # of the central difference along the step
 
 
-def audit(policy: Policy, batch: Batch, old_parameters: Tensor) -> dict[str, float]:
-    """Compare the step from `old_parameters` [P] to the policy's with g and F at the old ones.
+class Audit:
+    """Taken before an update, asked after it.
 
-    Returns:
-        `audit/predicted_gain`: g . step, the first-order change of the surrogate.
-        `audit/predicted_kl`: 1/2 step^T F step, the second-order KL, on every n-th transition
-        so that about 250 are taken.
-        `audit/step_gradient_cosine`: angle between the step and the gradient.
-        `audit/gradient_split_cosine`: angle between the gradients of the batch's two halves, which
-        are different environments; near 0 the gradient is noise.
-        `audit/gradient_snr`: squared gradient over its squared standard error, by the same halves.
-
-    Source: lecture, "NPG derivation" (both expansions).
+    Attributes:
+        old: the policy's distributions on the batch before the update.
     """
-    parameters = list(policy.parameters())
-    new_parameters = flatten(parameters).detach()
-    step = new_parameters - old_parameters
-    every = max(1, batch.count // CURVATURE_SAMPLES)
-    predicted_kl = _quadratic_kl(policy, batch[::every], parameters, old_parameters, step)
-    assign(parameters, old_parameters)
-    middle = len(batch) // 2
-    first = _gradient(policy, batch[:middle], parameters)
-    second = _gradient(policy, batch[middle:], parameters)
-    g = (first + second) / 2
-    assign(parameters, new_parameters)
 
-    squared_error = (first - second).square().sum() / 4
-    return {
-        "audit/predicted_gain": float(g.dot(step)),
-        "audit/predicted_kl": predicted_kl,
-        "audit/step_gradient_cosine": float(cosine_similarity(step, g, dim=0)),
-        "audit/gradient_split_cosine": float(cosine_similarity(first, second, dim=0)),
-        "audit/gradient_snr": float(first.dot(second) / squared_error),
-    }
+    def __init__(self, policy: Policy, batch: Batch) -> None:
+        self.policy = policy
+        self.batch = batch
+        self.parameters = list(policy.parameters())
+        self.theta = flatten(self.parameters).detach()
+        middle = len(batch) // 2
+        params, self.gradients = zip(
+            *(self._differentiate(half) for half in (batch[:middle], batch[middle:])), strict=True
+        )
+        self.old = policy.dist(torch.cat(params))
 
+    def metrics(self) -> dict[str, float]:
+        """Compare the step that was taken with g and F at the old parameters.
 
-def _quadratic_kl(
-    policy: Policy, batch: Batch, parameters: list[Tensor], theta: Tensor, step: Tensor
-) -> float:
-    """1/2 E[(J step)^T M (J step)] at theta; J step takes two forward passes and no graph."""
-    with torch.no_grad():
+        Returns:
+            `audit/predicted_gain`: g . step, the first-order change of the surrogate.
+            `audit/predicted_kl`: 1/2 step^T F step, the second-order KL, on every n-th transition
+            so that about 250 are taken.
+            `audit/step_gradient_cosine`: angle between the step and the gradient.
+            `audit/gradient_split_cosine`: angle between the gradients of the batch's two halves,
+            which are different environments; near 0 the gradient is noise.
+            `audit/gradient_snr`: squared gradient over its squared standard error, by the same
+            halves.
+
+        Source: lecture, "NPG derivation" (both expansions).
+        """
+        new = flatten(self.parameters).detach()
+        step = new - self.theta
+        first, second = self.gradients
+        g = (first + second) / 2
+        squared_error = (first - second).square().sum() / 4
+        return {
+            "audit/predicted_gain": float(g.dot(step)),
+            "audit/predicted_kl": self._quadratic_kl(step, new),
+            "audit/step_gradient_cosine": float(cosine_similarity(step, g, dim=0)),
+            "audit/gradient_split_cosine": float(cosine_similarity(first, second, dim=0)),
+            "audit/gradient_snr": float(first.dot(second) / squared_error),
+        }
+
+    def _differentiate(self, half: Batch) -> tuple[Tensor, Tensor]:
+        """Distribution parameters, and E[grad ln pi(a | s) A] or 0 where there is no transition."""
+        params = self.policy.dist_params(half.obs)
+        if half.count == 0:
+            return params.detach(), torch.zeros_like(self.theta)
+        log_prob = self.policy.dist(params).log_prob(half.action)
+        return params.detach(), gradient(half.expect(log_prob * half.advantage), self.parameters)
+
+    def _quadratic_kl(self, step: Tensor, new: Tensor) -> float:
+        """1/2 E[(J step)^T M (J step)]; J step takes two forward passes and no graph."""
+        some = self.batch[:: max(1, self.batch.count // CURVATURE_SAMPLES)]
         ends = []
         for width in (WIDTH, -WIDTH):
-            assign(parameters, theta + width * step)
-            ends.append(policy.dist_params(batch.obs))
+            assign(self.parameters, self.theta + width * step)
+            with torch.no_grad():
+                ends.append(self.policy.dist_params(some.obs))
+        assign(self.parameters, new)
         J_step = (ends[0] - ends[1]) / (2 * WIDTH)
         params = (ends[0] + ends[1]) / 2  # those at theta, but for O(WIDTH^2)
-    M_J_step = exact_metric(policy, params, batch)(J_step)
-    return 0.5 * float(batch.expect((J_step * M_J_step).sum(-1)))
-
-
-def _gradient(policy: Policy, batch: Batch, parameters: list[Tensor]) -> Tensor:
-    """E[grad ln pi(a | s) A] on a part of the batch; zero where the part is empty."""
-    if batch.count == 0:
-        return torch.zeros_like(flatten(parameters))
-    log_prob = policy(batch.obs).log_prob(batch.action)
-    return gradient(batch.expect(log_prob * batch.advantage), parameters)
+        M_J_step = exact_metric(self.policy, params, some)(J_step)
+        return 0.5 * float(some.expect((J_step * M_J_step).sum(-1)))

@@ -152,7 +152,6 @@ class MLPBaseline(nn.Module):
         assert observation_space.shape is not None
         size = observation_space.shape[0] + sees_step
         self.sees_step = sees_step
-        self.method = fit
         self.epochs = epochs
         self.minibatch_size = minibatch_size
         self.damping = damping
@@ -161,7 +160,8 @@ class MLPBaseline(nn.Module):
         self.network = mlp([size, *hidden_sizes, 1], activation, output_gain=1.0)
         self.register_buffer("target_mean", torch.zeros(()))
         self.register_buffer("target_std", torch.ones(()))
-        self.optimizer = optimizer(self.network.parameters())
+        # torch's optimisers take a second to import: none for Gauss-Newton
+        self.optimizer = optimizer(self.network.parameters()) if fit == "optimizer" else None
 
     def _standardized(self, x: Tensor) -> Tensor:
         return self.network(self.normalizer(x)).squeeze(-1)
@@ -177,21 +177,22 @@ class MLPBaseline(nn.Module):
         self._rescale(*_mean_std(target))
         self.normalizer.update(x)
         y = (target - self.target_mean) / self.target_std
-        if self.method == "gauss_newton":
+        if self.optimizer:
+            self._run_optimizer(x, y, self.optimizer)
+        else:
             for _ in range(self.epochs):
                 self._gauss_newton_step(x, y)
-        else:
-            self._run_optimizer(x, y)
         with torch.no_grad():
             return {"baseline/loss": float(total_mean((self._standardized(x) - y).square()))}
 
     def get_extra_state(self) -> dict[str, Any]:
         """The optimiser's state, which belongs into a checkpoint as well."""
-        return self.optimizer.state_dict()
+        return self.optimizer.state_dict() if self.optimizer else {}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """The reverse of `get_extra_state`."""
-        self.optimizer.load_state_dict(state)
+        if self.optimizer:
+            self.optimizer.load_state_dict(state)
 
     @torch.no_grad()
     def _rescale(self, mean: Tensor, std: Tensor) -> None:
@@ -204,16 +205,16 @@ class MLPBaseline(nn.Module):
         self.target_mean.copy_(mean)
         self.target_std.copy_(std)
 
-    def _run_optimizer(self, x: Tensor, y: Tensor) -> None:
+    def _run_optimizer(self, x: Tensor, y: Tensor, optimizer: Optimizer) -> None:
         num_minibatches = math.ceil(total_count(len(y)) / self.minibatch_size)
         for _ in range(self.epochs):
             order = torch.randperm(len(y)).to(y.device)
             for index in order.tensor_split(num_minibatches):
                 loss = total_mean((self._standardized(x[index]) - y[index]).square())
-                self.optimizer.zero_grad()
+                optimizer.zero_grad()
                 loss.backward()
                 total_gradients(self.network.parameters())
-                self.optimizer.step()
+                optimizer.step()
 
     def _gauss_newton_step(self, x: Tensor, y: Tensor) -> None:
         parameters = list(self.network.parameters())

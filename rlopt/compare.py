@@ -18,14 +18,14 @@ import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, Independent, Normal, kl_divergence
+from torch.distributions import kl_divergence
 
 from rlopt.envs import find_spec
 from rlopt.evaluate import MAX_EPISODE_STEPS
 from rlopt.fisher import fisher_operator
 from rlopt.linalg import assign, flatten, gradient
 from rlopt.mdp import TabularEnv, TabularMDP, from_gymnasium
-from rlopt.rollout import Recorder, run_episodes
+from rlopt.rollout import Recorder, run_episodes, sample
 from rlopt.tabular import action_probabilities, expected_return
 from rlopt.trainer import Trainer
 from rlopt.types import Batch, Policy, UpdateRule
@@ -147,22 +147,6 @@ def scale_to_kl(policy: Any, batch: Batch, x: Tensor, target: float) -> float:
 # The change of the return
 
 
-def common_noise(dist: Distribution) -> Tensor:
-    """An action as a function of noise whose shape does not depend on the policy.
-
-    From the same state of torch's generator two policies act on the same noise: a race of
-    exponential clocks with rates p for a categorical (in the same state both choose alike but for a
-    probability of 2 TV / (1 + TV) at the most, TV for two actions; TV their total variation),
-    mean + std * normal noise for a Gaussian. Any other distribution draws by its own `sample`.
-    """
-    if isinstance(dist, Categorical):
-        return (torch.empty_like(dist.probs).exponential_() / dist.probs).argmin(-1)
-    base = dist.base_dist if isinstance(dist, Independent) else dist
-    if isinstance(base, Normal):
-        return dist.mean + dist.stddev * torch.randn_like(dist.mean)
-    return dist.sample()
-
-
 def episode_returns(policy: Policy, env: VectorEnv, seed: int) -> Tensor:
     """Undiscounted returns [N] of one whole episode in each environment, in float64.
 
@@ -171,7 +155,7 @@ def episode_returns(policy: Policy, env: VectorEnv, seed: int) -> Tensor:
     device = next(iter(policy.parameters())).device
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        recorder = Recorder(env, device, common_noise)
+        recorder = Recorder(env, device, sample)
         recorder.reset(seed)
         rollout = run_episodes(recorder, policy, env.num_envs, MAX_EPISODE_STEPS)
     return rollout.reward.double().sum(0)  # rows after an environment's first episode are 0

@@ -20,17 +20,21 @@ class RunningNorm(nn.Module):
     count: Tensor
     mean: Tensor
     var: Tensor
+    shift: Tensor
+    scale: Tensor
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("var", torch.ones(size, dtype=torch.float64))
+        # mean and std in the precision of the data, for a forward pass of few operations
+        self.register_buffer("shift", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
         """[*, size] -> [*, size]."""
-        std = self.var.sqrt().clamp(min=1e-6)  # a constant feature maps to 0, not to 0/0
-        return ((x - self.mean.to(x)) / std.to(x)).clamp(-10, 10)
+        return ((x - self.shift) / self.scale).clamp(-10, 10)
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
@@ -53,3 +57,5 @@ class RunningNorm(nn.Module):
         self.var.copy_((self.var * self.count + squares) / total)
         self.mean.add_(delta * n / total)
         self.count.copy_(total)
+        self.shift.copy_(self.mean)
+        self.scale.copy_(self.var.sqrt().clamp(min=1e-6))  # a constant feature maps to 0, not 0/0

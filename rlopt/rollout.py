@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -46,60 +47,64 @@ class Recorder:
         """Start a fresh episode in every environment."""
         N = self.env.num_envs
         obs, _ = self.env.reset(seed=seed)
-        self.obs = float_tensor(np.array(obs), self.device)
+        self.obs = np.array(obs)
         self.step_index = np.zeros(N, dtype=np.int64)
         self.autoreset = np.zeros(N, dtype=bool)  # the next row only resets this environment
         self.episode_return = np.zeros(N)
         self.needs_reset = False
 
-    @torch.no_grad()
+    @torch.inference_mode()
+    def _act(self, policy: Policy) -> tuple[NDArray, NDArray]:
+        """Actions as sampled, and as the environment takes them: within the bounds of a Box."""
+        action = self.choose(policy(float_tensor(self.obs, self.device))).cpu().numpy()
+        space = self.env.single_action_space
+        if not isinstance(space, spaces.Box):
+            return action, action
+        clipped = np.minimum(np.maximum(action, space.low), space.high)
+        return action, clipped.astype(space.dtype, copy=False)
+
     def record(self, policy: Policy, quota: NDArray[np.int64] | None, num_rows: int) -> Rollout:
         """Step for `num_rows` rows, or until each environment has ended `quota` [N] episodes."""
-        space = self.env.single_action_space
-        obs, steps = [self.obs], [self.step_index.copy()]
-        actions: list[Tensor] = []
+        obs, steps, actions = [self.obs], [self.step_index], []
         rows: list[tuple[NDArray, ...]] = []
         returns: list[float] = []
         lengths: list[int] = []
         remaining = None if quota is None else quota.copy()
         while len(rows) < num_rows and (remaining is None or remaining.any()):
-            action = self.choose(policy(self.obs))
-            env_action = action.cpu().numpy()
-            if isinstance(space, spaces.Box):
-                env_action = np.clip(env_action, space.low, space.high).astype(space.dtype)
-            # np.array copies: an environment may write its next step into the same buffers
-            next_obs, reward, terminated, truncated = map(np.array, self.env.step(env_action)[:4])
+            action, env_action = self._act(policy)
+            next_obs, reward, terminated, truncated, _ = self.env.step(env_action)
 
             valid = ~self.autoreset if remaining is None else ~self.autoreset & (remaining > 0)
             done = terminated | truncated
             self.episode_return = np.where(self.autoreset, 0.0, self.episode_return + reward)
             self.step_index = np.where(self.autoreset, 0, self.step_index + 1)
             self.autoreset = done
-            for i in np.flatnonzero(done & valid):
-                returns.append(float(self.episode_return[i]))
-                lengths.append(int(self.step_index[i]))
-                if remaining is not None:
-                    remaining[i] -= 1
+            if done.any():
+                for i in np.flatnonzero(done & valid):
+                    returns.append(float(self.episode_return[i]))
+                    lengths.append(int(self.step_index[i]))
+                    if remaining is not None:
+                        remaining[i] -= 1
 
-            self.obs = float_tensor(next_obs, self.device)
+            # np.array copies: an environment may write its next step into the same buffers
+            self.obs = np.array(next_obs)
             obs.append(self.obs)
             steps.append(self.step_index)
             actions.append(action)
-            rows.append((reward, terminated, truncated, valid))
-            if not np.isfinite(next_obs).all():
+            rows.append((np.array(reward), np.array(terminated), np.array(truncated), valid))
+            if not np.isfinite(self.obs).all():
                 break  # no policy can act on it; _check_finite says where it came from
 
-        reward, terminated, truncated, valid = (
-            np.stack(column) for column in zip(*rows, strict=True)
-        )
+        reward, terminated, truncated, valid = map(np.stack, zip(*rows, strict=True))
+        to_device = partial(torch.as_tensor, device=self.device)
         rollout = Rollout(
-            obs=torch.stack(obs),
-            action=torch.stack(actions),
+            obs=float_tensor(np.stack(obs), self.device),
+            action=to_device(np.stack(actions)),
             reward=float_tensor(np.where(valid, reward, 0.0), self.device),
-            terminated=torch.as_tensor(terminated, device=self.device),
-            truncated=torch.as_tensor(truncated, device=self.device),
-            valid=torch.as_tensor(valid, device=self.device),
-            step=torch.as_tensor(np.stack(steps), device=self.device),
+            terminated=to_device(terminated),
+            truncated=to_device(truncated),
+            valid=to_device(valid),
+            step=to_device(np.stack(steps)),
             episode_returns=returns,
             episode_lengths=lengths,
         )

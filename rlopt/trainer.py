@@ -17,11 +17,10 @@ from torch.distributions import kl_divergence
 
 from rlopt import checkpoint
 from rlopt.advantages import standardize
-from rlopt.audit import audit
+from rlopt.audit import Audit
 from rlopt.baselines import explained_variance
 from rlopt.distributed import gather_list, rank, total_count, total_mean
 from rlopt.evaluate import Evaluation
-from rlopt.linalg import flatten
 from rlopt.logger import Logger, NoLogger
 from rlopt.types import Baseline, Batch, Policy, Rollout, UpdateRule
 
@@ -140,15 +139,15 @@ class Trainer:
 
     def _update(self, batch: Batch) -> Metrics:
         """One step of the rule; KL, entropy and surrogate are measured alike for every rule."""
+        audit = Audit(self.policy, batch) if self.settings.diagnostics else None
         with torch.no_grad():
-            old_parameters = flatten(self.policy.parameters())
-            old = self.policy(batch.obs)
+            old = audit.old if audit else self.policy(batch.obs)
         metrics = self.rule.step(batch)
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"the update's {name} is {value}")
-        if self.settings.diagnostics:
-            metrics |= audit(self.policy, batch, old_parameters)
+        if audit:
+            metrics |= audit.metrics()
         with torch.no_grad():
             new = self.policy(batch.obs)
             ratio = (new.log_prob(batch.action) - old.log_prob(batch.action)).exp()

@@ -155,7 +155,7 @@ def actions_and_weights(dist):
 
     Exact for a Categorical, and for polynomials of the action up to degree 5 under a Gaussian.
     """
-    if isinstance(dist, torch.distributions.Categorical):
+    if isinstance(dist, Categorical | torch.distributions.Categorical):
         for a in range(dist.probs.shape[-1]):
             yield torch.full(dist.batch_shape, a), dist.probs[..., a].detach()
         return

@@ -7,7 +7,7 @@ import torch
 from oracles import KINDS, RULES, make_batch, make_policy, make_rule
 from torch.distributions import kl_divergence
 
-from rlopt.audit import audit
+from rlopt.audit import Audit
 from rlopt.fisher import fisher_operator
 from rlopt.linalg import assign, dense, flatten
 from rlopt.types import Batch
@@ -21,21 +21,21 @@ def surrogate(policy, batch, old_log_prob):
 
 
 def small_step(kind, size):
-    """A policy moved by a random step of that size; the batch; old parameters and old log-probs."""
+    """A policy moved by a random step of that size; the batch; old parameters and the audit."""
     policy = make_policy(kind)
     batch = make_batch(policy)
     old = flatten(policy.parameters()).detach()
-    with torch.no_grad():
-        dist = policy(batch.obs)
+    audit = Audit(policy, batch)
     assign(list(policy.parameters()), old + size * torch.randn_like(old))
-    return policy, batch, old, dist
+    return policy, batch, old, audit
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_predictions_agree_with_what_a_small_step_does(kind):
-    policy, batch, old, dist = small_step(kind, 1e-4)
-    metrics = audit(policy, batch, old)
+    policy, batch, _, audit = small_step(kind, 1e-4)
+    metrics = audit.metrics()
     with torch.no_grad():
+        dist = audit.old
         log_prob = dist.log_prob(batch.action)
         gain = surrogate(policy, batch, log_prob) - float(batch.expect(batch.advantage))
         kl = float(batch.expect(kl_divergence(dist, policy(batch.obs))))
@@ -45,9 +45,9 @@ def test_predictions_agree_with_what_a_small_step_does(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_predicted_kl_is_the_quadratic_form_of_the_fisher_matrix(kind):
-    policy, batch, old, _ = small_step(kind, 0.1)
+    policy, batch, old, audit = small_step(kind, 0.1)
     step = flatten(policy.parameters()).detach() - old
-    predicted = audit(policy, batch, old)["audit/predicted_kl"]
+    predicted = audit.metrics()["audit/predicted_kl"]
     assign(list(policy.parameters()), old)
     F = dense(fisher_operator(policy, batch, "exact"), old)
     assert predicted == pytest.approx(0.5 * float(step @ F @ step), rel=1e-4)
@@ -57,10 +57,10 @@ def test_predicted_kl_is_the_quadratic_form_of_the_fisher_matrix(kind):
 def test_the_policy_is_left_as_the_rule_made_it(name):
     policy = make_policy("box")
     batch = make_batch(policy)
-    old = flatten(policy.parameters()).detach()
+    audit = Audit(policy, batch)
     make_rule(name, policy).step(batch)
     new = flatten(policy.parameters()).detach()
-    metrics = audit(policy, batch, old)
+    metrics = audit.metrics()
     assert torch.equal(flatten(policy.parameters()), new)
     assert -1 <= metrics["audit/step_gradient_cosine"] <= 1
     assert metrics["audit/predicted_gain"] > 0
@@ -69,21 +69,20 @@ def test_the_policy_is_left_as_the_rule_made_it(name):
 def test_plain_gradient_ascent_steps_along_the_gradient():
     policy = make_policy("discrete")
     batch = make_batch(policy)
-    old = flatten(policy.parameters()).detach()
+    audit = Audit(policy, batch)
     make_rule("pg", policy).step(batch)
-    assert audit(policy, batch, old)["audit/step_gradient_cosine"] == pytest.approx(1.0)
+    assert audit.metrics()["audit/step_gradient_cosine"] == pytest.approx(1.0)
 
 
 def test_two_equal_halves_are_all_signal_and_opposite_ones_all_noise():
     policy = make_policy("discrete")
     batch = make_batch(policy)
     obs, action = batch.obs.repeat(2, 1), batch.action.repeat(2)
-    old = flatten(policy.parameters()).detach()
-    equal = audit(policy, Batch(obs, action, batch.advantage.repeat(2)), old)
+    equal = Audit(policy, Batch(obs, action, batch.advantage.repeat(2))).metrics()
     opposite = Batch(obs, action, torch.cat([batch.advantage, -batch.advantage]))
     assert equal["audit/gradient_split_cosine"] == pytest.approx(1.0)
     assert equal["audit/gradient_snr"] > 1e6
-    noise = audit(policy, opposite, old)
+    noise = Audit(policy, opposite).metrics()
     assert noise["audit/gradient_split_cosine"] == pytest.approx(-1.0)
     assert noise["audit/gradient_snr"] == pytest.approx(-1.0)
 
@@ -91,8 +90,7 @@ def test_two_equal_halves_are_all_signal_and_opposite_ones_all_noise():
 def test_one_transition_and_no_advantage_give_finite_figures_or_nan():
     policy = make_policy("discrete")
     batch = make_batch(policy)[:1]
-    old = flatten(policy.parameters()).detach()
     silent = Batch(batch.obs, batch.action, torch.zeros(1))
-    metrics = audit(policy, silent, old)
+    metrics = Audit(policy, silent).metrics()
     assert metrics["audit/predicted_gain"] == metrics["audit/predicted_kl"] == 0.0
     assert math.isnan(metrics["audit/gradient_snr"])

@@ -178,23 +178,10 @@ def test_the_frozen_policy_is_left_as_it_is(cart_pole):
 # Common random numbers
 
 
-def test_actions_from_common_noise_have_the_distribution():
-    p = torch.tensor([0.5, 0.0, 0.2, 0.3])
-    action = compare.common_noise(Categorical(p.log().expand(100_000, 4)))
-    frequency = torch.bincount(action, minlength=4) / len(action)
-    assert torch.allclose(frequency, p, atol=0.01)
-    assert frequency[1] == 0
-
-    params = torch.tensor([[1.0, -2.0, 0.5, -0.5]]).expand(100_000, 4)
-    action = compare.common_noise(DiagonalGaussian(params))
-    assert torch.allclose(action.mean(0), params[0, :2], atol=0.02)
-    assert torch.allclose(action.std(0), params[0, 2:].exp(), rtol=0.02)
-
-
 def test_two_policies_act_on_the_same_noise():
     def draw(dist):
         torch.manual_seed(1)
-        return compare.common_noise(dist)
+        return dist.sample()
 
     old, new = torch.tensor([0.4, 0.6]), torch.tensor([0.5, 0.5])
     a, b = (draw(Categorical(p.log().expand(10_000, 2))) for p in (old, new))
@@ -247,7 +234,7 @@ def test_returns_are_of_one_episode_for_each_environment():
     env = make_env("CartPole-v1", 7)
     policy = make_policy(env)
     returns = compare.episode_returns(policy, env, seed=0)
-    recorder = compare.Recorder(env, "cpu", compare.common_noise)
+    recorder = compare.Recorder(env, "cpu", compare.sample)
     torch.manual_seed(0)
     recorder.reset(0)
     rollout = compare.run_episodes(recorder, policy, 7, 500)
@@ -261,7 +248,7 @@ def test_the_sampled_interval_contains_the_exact_change():
     env = make_env("FrozenLake-v1", 1500)
     mdp = compare.transition_table("FrozenLake-v1", {}, None)
     policy = make_policy(env)
-    rollout = compare.Recorder(make_env("FrozenLake-v1", 1), "cpu", compare.common_noise)
+    rollout = compare.Recorder(make_env("FrozenLake-v1", 1), "cpu", compare.sample)
     rollout.reset(0)
     obs = rollout.record(policy, None, 500).obs[:-1, 0]
     toward_goal = (policy(obs).sample() == 2).float() - 0.25

@@ -54,6 +54,14 @@ def test_samples_follow_the_density(family):
     assert surprise.mean() == pytest.approx(float(dist.entropy()[0]), abs=0.02)
 
 
+def test_an_impossible_action_is_never_sampled():
+    p = torch.tensor([0.5, 0.0, 0.2, 0.3])
+    action = Categorical(p.log()).sample((100_000,))
+    frequency = torch.bincount(action, minlength=4) / len(action)
+    torch.testing.assert_close(frequency, p, atol=0.01, rtol=0)
+    assert frequency[1] == 0
+
+
 def test_mode_is_the_greedy_action():
     assert Categorical(torch.tensor([[0.0, 3.0, 1.0]])).mode.tolist() == [1]
     assert DiagonalGaussian(torch.tensor([[0.5, -2.0, 1.0, 1.0]])).mode.tolist() == [[0.5, -2.0]]

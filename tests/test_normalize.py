@@ -33,7 +33,7 @@ def test_float32_data_far_from_zero_keeps_its_precision():
     x = 1e4 + torch.randn(100, 1, dtype=torch.float32)
     norm = seen(*x.split(10))
     assert norm.var.item() == pytest.approx(x.double().var(unbiased=False).item(), rel=1e-9)
-    assert norm(x).dtype == torch.float32
+    assert norm.float()(x).dtype == torch.float32
 
 
 def test_it_is_the_identity_before_the_first_update():

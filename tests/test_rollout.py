@@ -192,7 +192,7 @@ def test_sampled_actions_have_the_policys_distribution():
     policy = make_policy(env, log_std_init=1.0)
     rollout = step_rollout(env, 500).collect(policy)
     with torch.no_grad():
-        base = policy(rollout.obs[:-1]).base_dist
+        base = policy(rollout.obs[:-1])
         z = ((rollout.action - base.mean) / base.stddev).flatten()
     assert abs(z.mean()) < 0.06
     assert abs(z.std() - 1) < 0.05

@@ -147,7 +147,7 @@ def test_measurements_equal_recomputation(build, algo, average_over, env):
             kl = (old.probs * (old.logits - new.logits)).sum(-1)
             entropy = [-(d.probs * d.logits).sum(-1) for d in (old, new)]
         else:
-            (m, s), (n, t) = ((d.base_dist.mean, d.base_dist.stddev) for d in (old, new))
+            (m, s), (n, t) = ((d.mean, d.stddev) for d in (old, new))
             kl = ((t / s).log() + (s**2 + (m - n) ** 2) / (2 * t**2) - 0.5).sum(-1)
             entropy = [(x.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1) for x in (s, t)]
         ratio = (new.log_prob(batch.action) - old.log_prob(batch.action)).exp()

@@ -7,12 +7,14 @@ are sums over actions or quadrature, and linear systems are solved through a den
 from __future__ import annotations
 
 from functools import cached_property
+from typing import TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, Independent, Normal, kl_divergence
+from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
+from rlopt.distributions import Categorical, DiagonalGaussian
 from rlopt.linalg import flatten
 from rlopt.types import Batch, Policy
 
@@ -95,10 +97,20 @@ class Dense:
         return V / V.norm(dim=1, keepdim=True)
 
 
+def is_categorical(dist: Distribution) -> TypeGuard[Categorical | torch.distributions.Categorical]:
+    """Whether it is ours or torch's."""
+    return isinstance(dist, Categorical | torch.distributions.Categorical)
+
+
+def is_gaussian(dist: Distribution) -> bool:
+    """Whether its components are independent normal variables: ours or torch's."""
+    base = dist.base_dist if isinstance(dist, Independent) else dist
+    return isinstance(base, DiagonalGaussian | Normal)
+
+
 def has_sum(dist: Distribution) -> bool:
     """Whether expectations over its actions are a sum, or exact by quadrature."""
-    is_gaussian = isinstance(dist, Independent) and isinstance(dist.base_dist, Normal)
-    return is_gaussian or isinstance(dist, Categorical)
+    return is_gaussian(dist) or is_categorical(dist)
 
 
 @torch.no_grad()
@@ -108,22 +120,29 @@ def brute_kl(old: Distribution, new: Distribution) -> Tensor:
     Samples estimate E[ln p - ln q + q / p - 1], whose error falls with the KL (Schulman 2020,
     "Approximating KL divergence").
     """
-    if isinstance(old, Categorical):
+    if is_categorical(old):
         actions = torch.arange(old.probs.shape[-1], device=old.probs.device)
-        p, q = (torch.stack([d.log_prob(a) for a in actions]) for d in (old, new))
+        p, q = (
+            torch.stack([d.log_prob(a.expand(d.batch_shape)) for a in actions]) for d in (old, new)
+        )
         return (p.exp() * (p - q)).sum(0)
-    if has_sum(old):
-        return gaussian_kl(old.base_dist, new.base_dist).sum(-1)  # type: ignore[attr-defined]
+    if is_gaussian(old):
+        return gaussian_kl(old, new)
     a = old.sample(torch.Size([max(100, 300_000 // old.batch_shape.numel())]))
     log_ratio = new.log_prob(a) - old.log_prob(a)
     return (log_ratio.expm1() - log_ratio).mean(0)
 
 
-def gaussian_kl(old: Normal, new: Normal) -> Tensor:
-    """The KL of each component by Gauss-Hermite: ln old - ln new is quadratic, so it is exact."""
+def gaussian_kl(old: Distribution, new: Distribution) -> Tensor:
+    """KL [B] by Gauss-Hermite, one component at a time: ln old - ln new is a sum over components.
+
+    Exact, as each term is quadratic in the action.
+    """
     nodes, weights = np.polynomial.hermite_e.hermegauss(8)
-    total = torch.zeros_like(old.mean)
-    for node, weight in zip(nodes, weights / weights.sum(), strict=True):
-        a = old.mean + old.stddev * node
-        total += weight * (old.log_prob(a) - new.log_prob(a))
+    at_mean = total = old.log_prob(old.mean) - new.log_prob(old.mean)
+    for i in range(old.mean.shape[-1]):
+        for node, weight in zip(nodes, weights / weights.sum(), strict=True):
+            a = old.mean.clone()
+            a[..., i] += old.stddev[..., i] * node
+            total = total + weight * (old.log_prob(a) - new.log_prob(a) - at_mean)
     return total
