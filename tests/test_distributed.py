@@ -17,7 +17,7 @@ from probes import compose_config
 
 from rlopt import distributed
 from rlopt.advantages import standardize
-from rlopt.audit import audit
+from rlopt.audit import Audit
 from rlopt.baselines import LinearBaseline, MLPBaseline, explained_variance
 from rlopt.config import make_trainer
 from rlopt.normalize import RunningNorm
@@ -109,9 +109,10 @@ def normalized(mine):
 def audited(mine):
     """Of its figures the one that does not depend on how the batch is cut into halves."""
     policy = make_policy("discrete")
-    old, batch = flat(policy), part_of(make_batch(policy, size=40), mine)
+    batch = part_of(make_batch(policy, size=40), mine)
+    audit = Audit(policy, batch)
     make_rule("npg", policy).step(batch)
-    return (torch.tensor(audit(policy, batch, old)["audit/predicted_kl"]),)
+    return (torch.tensor(audit.metrics()["audit/predicted_kl"]),)
 
 
 CASES = {
@@ -167,88 +168,90 @@ def state_of(trainer):
     }
 
 
-def work(rank, folder):
-    """What one of two processes computes, first alone from all data, then from its part."""
+def compute_cases(rank, folder):
+    """Every case, first from all transitions alone, then from its part as one of two."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     results = {("alone", case): seeded(CASES[case], lambda x: x) for case in CASES}
-    rollouts = {}
+    join(rank, folder)
+    for split, case in itertools.product(SPLITS, CASES):
+        results[split, case] = seeded(CASES[case], lambda x, n=SPLITS[split]: x.split(n)[rank])
+    distributed.stop()
+    torch.save(results, folder / f"{rank}.pt")
+
+
+def run_trainers(rank, folder):
+    """An iteration alone, the same as one of two on half of its environments, and a run of two."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    results, rollouts = {}, {}
     for algo, overrides in ITERATIONS.items():
         alone = trained(algo, folder / f"{algo}-{rank}", "total_steps=1", *overrides)
         results["alone", algo], rollouts[algo] = state_of(alone), alone.collected[0]
-
-    store = f"file://{folder / 'store'}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    for split, case in itertools.product(SPLITS, CASES):
-        results[split, case] = seeded(CASES[case], lambda x, n=SPLITS[split]: x.split(n)[rank])
+    join(rank, folder)
     columns = slice(2 * rank, 2 * rank + 2)
     for algo, overrides in ITERATIONS.items():
         given = {"rollout": rollouts[algo], "columns": columns}
         both = trained(algo, folder / f"{algo}-both", "total_steps=1", *overrides, **given)
         results["both", algo] = state_of(both)
-        torch.set_default_dtype(torch.float32)
+    torch.set_default_dtype(torch.float32)
+    for algo in ITERATIONS:
         run = trained(algo, folder / f"{algo}-run", "total_steps=600")
-        results["run", algo] = state_of(run)
-        results["obs", algo] = [rollout.obs for rollout in run.collected]
-        torch.set_default_dtype(torch.float64)
+        results["run", algo], results["obs", algo] = state_of(run), run.collected[0].obs
     distributed.stop()
     torch.save(results, folder / f"{rank}.pt")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(work, (path,), nprocs=2)
-    return path
+def join(rank, folder):
+    store = f"file://{folder / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
 
 
-@pytest.fixture(scope="module")
-def results(folder):
+def two(work, folder):
+    """What `work` leaves in each of two processes."""
+    torch.multiprocessing.spawn(work, (folder,), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_compute_what_one_does(results, case):
-    for split in SPLITS:
-        for alone, first, second in zip(
-            results[0]["alone", case], results[0][split, case], results[1][split, case], strict=True
+# One test each: pytest-xdist would start the processes once more for every worker.
+
+
+def test_two_processes_compute_what_one_does(tmp_path):
+    first, second = two(compute_cases, tmp_path)
+    for split, case in itertools.product(SPLITS, CASES):
+        for x, y, alone in zip(
+            first[split, case], second[split, case], first["alone", case], strict=True
         ):
-            torch.testing.assert_close(first, alone, rtol=1e-7, atol=1e-9)
-            assert torch.equal(first, second)
+            assert torch.equal(x, y), (split, case)
+            assert torch.allclose(x, alone, rtol=1e-7, atol=1e-9), (split, case, x - alone)
 
 
-@pytest.mark.parametrize("algo", ITERATIONS)
-def test_an_iteration_on_divided_environments_is_that_on_all(results, folder, algo):
-    alone, first, second = results[0]["alone", algo], *(r["both", algo] for r in results)
-    for name in alone:
-        torch.testing.assert_close(first[name], alone[name], rtol=1e-7, atol=1e-9)
-        assert torch.equal(first[name], second[name])
-    rows = [metrics(folder / name)[0] for name in (f"{algo}-0", f"{algo}-both")]
-    same = [tag for tag in rows[0] if tag.split("/")[0] not in ("time", "eval", "audit")]
-    assert {"env_steps", "rollout/return_mean", "rollout/episodes", "policy/kl"} < set(same)
-    for tag in same:
-        assert float(rows[1][tag]) == pytest.approx(float(rows[0][tag]), rel=1e-7, abs=1e-9), tag
+def test_two_trainers_do_what_one_does_and_keep_the_same_bits(tmp_path):
+    first, second = two(run_trainers, tmp_path)
+    for key in itertools.product(["both", "run"], ITERATIONS):
+        for name, x in first[key].items():
+            assert torch.equal(x, second[key][name]), (key, name)
+    for algo in ITERATIONS:
+        for name, alone in first["alone", algo].items():
+            x = first["both", algo][name]
+            assert torch.allclose(x, alone, rtol=1e-7, atol=1e-9), (algo, name, x - alone)
 
+        (alone,), (both,) = (metrics(tmp_path / f"{algo}-{which}") for which in ("0", "both"))
+        tags = {tag for tag in alone if tag.split("/")[0] not in ("time", "eval", "audit")}
+        assert {"env_steps", "rollout/return_mean", "rollout/episodes", "policy/kl"} < tags
+        for tag in tags:
+            assert both[tag] == pytest.approx(alone[tag], rel=1e-7, abs=1e-9), (algo, tag)
 
-@pytest.mark.parametrize("algo", ITERATIONS)
-def test_a_run_ends_with_the_same_bits_in_both(results, folder, algo):
-    first, second = (r["run", algo] for r in results)
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    saved = torch.load(folder / f"{algo}-run" / "checkpoints" / "last.pt")["policy"]
-    assert all(torch.equal(saved[name], first[f"policy.{name}"]) for name in saved)
-    assert len(results[0]["obs", algo]) == len(metrics(folder / f"{algo}-run")) == 2
-
-
-@pytest.mark.parametrize("algo", ITERATIONS)
-def test_the_environments_of_two_processes_differ(results, algo):
-    first, second = (r["obs", algo][0] for r in results)
-    assert first.shape == second.shape == (129, 2, 4)
-    assert not (first[:, :, None] == second[:, None]).all(-1).any()
+        saved = torch.load(tmp_path / f"{algo}-run" / "checkpoints" / "last.pt")["policy"]
+        assert all(torch.equal(saved[name], first["run", algo][f"policy.{name}"]) for name in saved)
+        x, y = (results["obs", algo] for results in (first, second))
+        assert x.shape == y.shape == (129, 2, 4)
+        assert not (x[:, :, None] == y[:, None]).all(-1).any()  # nowhere the same environments
 
 
 def metrics(folder):
     with (folder / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+        return [{tag: float(x) for tag, x in row.items()} for row in csv.DictReader(file)]
 
 
 def torchrun(cwd, *arguments):
