@@ -168,27 +168,23 @@ def state_of(trainer):
     }
 
 
-def compute_cases(rank, folder):
-    """Every case, first from all transitions alone, then from its part as one of two."""
+def work(rank, folder):
+    """What one of two processes computes: first alone from all data, then together from its part.
+
+    The runs at the end are those of two processes, with nothing to compare but each other.
+    """
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     results = {("alone", case): seeded(CASES[case], lambda x: x) for case in CASES}
-    join(rank, folder)
-    for split, case in itertools.product(SPLITS, CASES):
-        results[split, case] = seeded(CASES[case], lambda x, n=SPLITS[split]: x.split(n)[rank])
-    distributed.stop()
-    torch.save(results, folder / f"{rank}.pt")
-
-
-def run_trainers(rank, folder):
-    """An iteration alone, the same as one of two on half of its environments, and a run of two."""
-    torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
-    results, rollouts = {}, {}
+    rollouts = {}
     for algo, overrides in ITERATIONS.items():
         alone = trained(algo, folder / f"{algo}-{rank}", "total_steps=1", *overrides)
         results["alone", algo], rollouts[algo] = state_of(alone), alone.collected[0]
-    join(rank, folder)
+
+    store = f"file://{folder / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    for split, case in itertools.product(SPLITS, CASES):
+        results[split, case] = seeded(CASES[case], lambda x, n=SPLITS[split]: x.split(n)[rank])
     columns = slice(2 * rank, 2 * rank + 2)
     for algo, overrides in ITERATIONS.items():
         given = {"rollout": rollouts[algo], "columns": columns}
@@ -202,32 +198,16 @@ def run_trainers(rank, folder):
     torch.save(results, folder / f"{rank}.pt")
 
 
-def join(rank, folder):
-    store = f"file://{folder / 'store'}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-
-
-def two(work, folder):
-    """What `work` leaves in each of two processes."""
-    torch.multiprocessing.spawn(work, (folder,), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
-
-
-# One test each: pytest-xdist would start the processes once more for every worker.
-
-
-def test_two_processes_compute_what_one_does(tmp_path):
-    first, second = two(compute_cases, tmp_path)
+def test_two_processes_compute_what_one_does_and_hold_the_same_bits(tmp_path):
+    """One test of many cases: two processes take seconds to start."""
+    torch.multiprocessing.spawn(work, (tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for split, case in itertools.product(SPLITS, CASES):
         for x, y, alone in zip(
             first[split, case], second[split, case], first["alone", case], strict=True
         ):
             assert torch.equal(x, y), (split, case)
             assert torch.allclose(x, alone, rtol=1e-7, atol=1e-9), (split, case, x - alone)
-
-
-def test_two_trainers_do_what_one_does_and_keep_the_same_bits(tmp_path):
-    first, second = two(run_trainers, tmp_path)
     for key in itertools.product(["both", "run"], ITERATIONS):
         for name, x in first[key].items():
             assert torch.equal(x, second[key][name]), (key, name)
@@ -235,18 +215,21 @@ def test_two_trainers_do_what_one_does_and_keep_the_same_bits(tmp_path):
         for name, alone in first["alone", algo].items():
             x = first["both", algo][name]
             assert torch.allclose(x, alone, rtol=1e-7, atol=1e-9), (algo, name, x - alone)
-
-        (alone,), (both,) = (metrics(tmp_path / f"{algo}-{which}") for which in ("0", "both"))
-        tags = {tag for tag in alone if tag.split("/")[0] not in ("time", "eval", "audit")}
-        assert {"env_steps", "rollout/return_mean", "rollout/episodes", "policy/kl"} < tags
-        for tag in tags:
-            assert both[tag] == pytest.approx(alone[tag], rel=1e-7, abs=1e-9), (algo, tag)
-
+        assert_same_record(tmp_path / f"{algo}-0", tmp_path / f"{algo}-both", algo)
         saved = torch.load(tmp_path / f"{algo}-run" / "checkpoints" / "last.pt")["policy"]
         assert all(torch.equal(saved[name], first["run", algo][f"policy.{name}"]) for name in saved)
         x, y = (results["obs", algo] for results in (first, second))
         assert x.shape == y.shape == (129, 2, 4)
-        assert not (x[:, :, None] == y[:, None]).all(-1).any()  # nowhere the same environments
+        assert not (x[:, :, None] == y[:, None]).all(-1).any()  # their environments differ
+
+
+def assert_same_record(alone, both, algo):
+    """Equal metrics, but for clocks, evaluations and the audit's halves of a batch."""
+    (alone,), (both,) = metrics(alone), metrics(both)
+    tags = {tag for tag in alone if tag.split("/")[0] not in ("time", "eval", "audit")}
+    assert {"env_steps", "rollout/return_mean", "rollout/episodes", "policy/kl"} < tags
+    for tag in tags:
+        assert both[tag] == pytest.approx(alone[tag], rel=1e-7, abs=1e-9), (algo, tag)
 
 
 def metrics(folder):
