@@ -1,6 +1,7 @@
 """Two processes against one: the same update from the same transitions, the same bits in both."""
 
 import csv
+import functools
 import itertools
 import os
 import subprocess
@@ -25,6 +26,7 @@ from rlopt.types import Rollout
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 SPLITS = {"even": [20, 20], "uneven": [13, 27]}  # of 40 transitions among two processes
+ADAM = functools.partial(torch.optim.Adam, lr=0.03)
 SPACE = spaces.Box(-1, 1, (3,))
 RULES = {
     "pg": {},
@@ -32,7 +34,7 @@ RULES = {
     "npg, empirical": {"cg_iterations": 10, "fisher": "empirical"},
     "npg, dense": {"solver": "dense"},
     "trpo": {"cg_iterations": 10, "max_kl": 0.5},  # so far that the line search has work
-    "ppo": {"target_kl": 0.01, "optimizer": lambda p: torch.optim.Adam(p, lr=0.03)},
+    "ppo": {"target_kl": 0.01, "optimizer": ADAM},
 }
 # Iterations of the trainer, from rollouts that are divided by environments. With more iterations
 # conjugate gradient enlarges rounding: then the order of the transitions alone changes digits.
@@ -75,16 +77,16 @@ def fitted(baseline, mine):
     return baseline(obs, step), torch.tensor(losses)
 
 
-def perceptron(fit):
+def perceptron(fit, minibatch_size=40):
     return MLPBaseline(
         SPACE,
         hidden_sizes=[4],
         activation="tanh",
         sees_step=True,
         fit=fit,
-        optimizer=lambda p: torch.optim.Adam(p, lr=0.03),
+        optimizer=ADAM,
         epochs=3,
-        minibatch_size=40,
+        minibatch_size=minibatch_size,
         damping=0.1,
         cg_iterations=5,
     )
@@ -115,6 +117,16 @@ def audited(mine):
     return (torch.tensor(audit.metrics()["audit/predicted_kl"]),)
 
 
+def counted(mine):
+    """Gradient steps where a pass takes several minibatches."""
+    policy, baseline = make_policy("box"), perceptron("optimizer", minibatch_size=15)
+    rule = make_rule("ppo", policy, optimizer=ADAM, minibatch_size=15)
+    rule.step(part_of(make_batch(policy, size=40), mine))
+    baseline.fit(mine(torch.randn(40, 3)), mine(torch.arange(40)), mine(torch.randn(40)))
+    states = [x.state_dict()["state"] for x in (rule.optimizer, baseline.optimizer)]
+    return [state[0]["step"] for state in states]
+
+
 CASES = {
     "linear baseline": lambda mine: fitted(LinearBaseline(SPACE, ridge=0.1, sees_step=True), mine),
     "gauss-newton baseline": lambda mine: fitted(perceptron("gauss_newton"), mine),
@@ -122,6 +134,7 @@ CASES = {
     "measurements": measured,
     "normalizer": normalized,
     "audit": audited,
+    "gradient steps": counted,
 } | {
     f"{name}, {kind}": lambda mine, name=name, kind=kind: updated(name, kind, mine)
     for name in RULES
@@ -150,9 +163,9 @@ def trained(algo, folder, *overrides, rollout=None, columns=slice(None)):
 
 
 def part(rollout, columns):
-    """Some environments of a rollout; the first ones come with all of its episodes."""
+    """Some environments of a rollout; all but the first come with all of its episodes."""
     tensors = [f.name for f in fields(Rollout) if not f.name.startswith("episode")]
-    episodes = {} if columns.start == 0 else {"episode_returns": [], "episode_lengths": []}
+    episodes = {} if columns.start else {"episode_returns": [], "episode_lengths": []}
     own = {name: getattr(rollout, name)[:, columns] for name in tensors}
     return replace(rollout, **own, **episodes)
 
@@ -194,6 +207,7 @@ def work(rank, folder):
     for algo in ITERATIONS:
         run = trained(algo, folder / f"{algo}-run", "total_steps=600")
         results["run", algo], results["obs", algo] = state_of(run), run.collected[0].obs
+        results["noise", algo] = torch.rand(3)
     distributed.stop()
     torch.save(results, folder / f"{rank}.pt")
 
@@ -221,6 +235,7 @@ def test_two_processes_compute_what_one_does_and_hold_the_same_bits(tmp_path):
         x, y = (results["obs", algo] for results in (first, second))
         assert x.shape == y.shape == (129, 2, 4)
         assert not (x[:, :, None] == y[:, None]).all(-1).any()  # their environments differ
+        assert not torch.equal(first["noise", algo], second["noise", algo])
 
 
 def assert_same_record(alone, both, algo):
