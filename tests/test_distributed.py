@@ -87,6 +87,7 @@ def perceptron(fit):
         minibatch_size=40,
         damping=0.1,
         cg_iterations=5,
+        chunk_size=None,
     )
 
 
