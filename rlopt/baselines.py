@@ -171,18 +171,20 @@ class MLPBaseline(nn.Module):
         self.optimizer = optimizer(self.network.parameters()) if fit == "optimizer" else None
 
     def _standardized(self, x: Tensor) -> Tensor:
-        return self.network(self.normalizer(x)).squeeze(-1)
+        """Standardised inputs [.., d] to standardised values [..]."""
+        return self.network(x).squeeze(-1)
 
     def forward(self, obs: Tensor, step: Tensor) -> Tensor:
         """Values [..]."""
-        x = _inputs(obs, step, self.sees_step)
+        x = self.normalizer(_inputs(obs, step, self.sees_step))
         return self.target_mean + self.target_std * self._standardized(x)
 
     def fit(self, obs: Tensor, step: Tensor, target: Tensor) -> dict[str, float]:
         """Least squares on targets [B]; the returned loss is in units of the targets' variance."""
-        x = _inputs(obs, step, self.sees_step)
+        inputs = _inputs(obs, step, self.sees_step)
         self._rescale(*_mean_std(target))
-        self.normalizer.update(x)
+        self.normalizer.update(inputs)
+        x = self.normalizer(inputs)
         y = (target - self.target_mean) / self.target_std
         if self.optimizer:
             self._run_optimizer(x, y, self.optimizer)
