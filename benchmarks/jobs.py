@@ -13,7 +13,7 @@ FULL_BATCH_1024: Work = {
     "cg_iterations": 10,
     "critic_epochs": 20,
     "critic_minibatch": 1024,
-    "critic_lr": 1e-3,
+    "lr": 1e-3,
 }
 TRPO_2048: Work = {
     "algo": "trpo",
@@ -22,14 +22,14 @@ TRPO_2048: Work = {
     "cg_iterations": 15,
     "critic_epochs": 10,
     "critic_minibatch": 128,
-    "critic_lr": 1e-3,
+    "lr": 1e-3,
 }
 PPO: Work = {
     "algo": "ppo",
     "env": "CartPole-v1",
     "epochs": 10,
     "critic_epochs": 10,
-    "critic_lr": 3e-4,
+    "lr": 3e-4,
 }
 
 # name: (peer, work)
@@ -60,7 +60,7 @@ def overrides(work: Work) -> list[str]:
         "baseline.fit=optimizer",
         f"baseline.epochs={work['critic_epochs']}",
         f"baseline.minibatch_size={work['critic_minibatch']}",
-        f"baseline.optimizer.lr={work['critic_lr']}",
+        f"baseline.optimizer.lr={work['lr']}",
         *rule_overrides(work),
         "diagnostics=false",
         "eval.every=1000000000",
@@ -74,7 +74,7 @@ def rule_overrides(work: Work) -> list[str]:
         return [
             f"algo.epochs={work['epochs']}",
             f"algo.minibatch_size={work['minibatch']}",
-            f"algo.optimizer.lr={work['critic_lr']}",
+            f"algo.optimizer.lr={work['lr']}",
         ]
     step = "algo.step_size=0.1" if work["algo"] == "npg" else "algo.max_kl=0.01"
     # a tolerance of 0: the peers spend all their iterations, so do we

@@ -37,7 +37,7 @@ def train(overrides: list[str], seconds: float, min_steps: int = 0) -> dict[str,
     clock = Clock(seconds, min_steps)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(cfg, Path(folder))
-        trainer.logger.log = then_tick(trainer.logger.log, clock)  # type: ignore[method-assign]
+        trainer.logger.log = then_tick(trainer.logger.log, clock)
         try:
             trainer.train()
         except TimeUp:

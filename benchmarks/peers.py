@@ -57,7 +57,7 @@ def tianshou(work: Spec, setup: Spec, clock: Clock) -> None:
     algorithm = {"npg": NPG, "trpo": TRPO}[work["algo"]](
         policy=policy,
         critic=critic,
-        optim=AdamOptimizerFactory(lr=work["critic_lr"]),
+        optim=AdamOptimizerFactory(lr=work["lr"]),
         optim_critic_iters=work["critic_epochs"],
         return_scaling=True,
         **({"trust_region_size": 0.1} if work["algo"] == "npg" else {"max_kl": 0.01}),
@@ -138,7 +138,7 @@ def sb3(work: Spec, setup: Spec, clock: Clock) -> None:
     torch.set_num_threads(setup["threads"])
     kind = {"DummyVecEnv": DummyVecEnv, "SubprocVecEnv": SubprocVecEnv}[setup["envs"]]
     envs = make_vec_env(work["env"], work["num_envs"], vec_env_cls=kind)
-    common = {"n_steps": work["num_steps"], "learning_rate": work["critic_lr"], "device": "cpu"}
+    common = {"n_steps": work["num_steps"], "learning_rate": work["lr"], "device": "cpu"}
     if work["algo"] == "trpo":
         iterations = {"cg_max_steps": work["cg_iterations"]}
         critic = {"n_critic_updates": work["critic_epochs"], "batch_size": work["critic_minibatch"]}
@@ -164,7 +164,7 @@ def rejax(work: Spec, setup: Spec, clock: Clock) -> None:
         num_steps=work["num_steps"],
         num_epochs=work["epochs"],
         num_minibatches=batch // work["minibatch"],
-        learning_rate=work["critic_lr"],
+        learning_rate=work["lr"],
         agent_kwargs={"activation": "tanh"},
         total_timesteps=steps,
         eval_freq=steps,

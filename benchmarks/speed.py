@@ -179,7 +179,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Run the jobs, one after the other; each one's entry is written when it is done."""
     args = parse_arguments()
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # to follow it in a file
+    sys.stdout.reconfigure(line_buffering=True)  # to follow it in a file
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in [] if args.render else args.jobs or JOBS:
         print(name)

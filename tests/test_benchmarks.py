@@ -7,8 +7,10 @@ import fisher_product
 import peers
 import performance
 import pytest
+import scaling
 import speed
 import torch
+import update_cost
 from clock import Clock, TimeUp
 from jobs import PAIRS, overrides
 from ours import compose_config
@@ -89,3 +91,29 @@ def test_the_report_takes_medians_of_ratios_turn_by_turn(tmp_path):
     assert "8 (7-9) %" in text
     assert "Fisher" not in text
     assert (tmp_path / "performance.png").stat().st_size > 0
+
+
+def test_a_point_of_scaling_times_whole_updates(monkeypatch):
+    monkeypatch.setattr(update_cost, "SECONDS", 0.0)
+    point = update_cost.measure(batch=32, hidden=8, chunk_size=None)
+    assert point["parameters"] == 17 * 8 + 8 + 8 * 8 + 8 + 8 * 6 + 6 + 6
+    assert point["seconds"] > 0
+    assert point["memory"] >= point["memory_before"] > 1e7
+
+
+def test_scaling_draws_and_tells_the_parts_that_were_measured(tmp_path):
+    gigabytes = {"memory": 2e9, "memory_before": 1e9}
+    points = [
+        {"batch": 1000, "parameters": 5708, "seconds": 0.02, **gigabytes},
+        {"batch": 4000, "parameters": 5708, "seconds": 0.04, **gigabytes},
+    ]
+    results = {
+        "batch": {"chunk_size": 1000, "points": points},
+        "environments": {"CartPole-v1": [{"num_envs": 4, "train": 50.0, "raw": 200.0}]},
+    }
+    scaling.draw(results, tmp_path / "scaling.png")
+    text = scaling.report(results)
+    assert "| 4,000 | 40.0 | 10.00 | 2.00 | 1.00 |" in text
+    assert "| 4 | 50 | 200 | 25.0% |" in text
+    assert "chunks of 1,000" in text
+    assert "Parameters" not in text
