@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from rlopt.fisher import exact_metric
-from rlopt.linalg import assign, flatten, gradient
+from rlopt.linalg import assign, flatten
 from rlopt.types import Batch, Policy
 
 CURVATURE_SAMPLES = 256
@@ -62,11 +62,17 @@ class Audit:
 
     def _differentiate(self, half: Batch) -> tuple[Tensor, Tensor]:
         """Distribution parameters, and E[grad ln pi(a | s) A] or 0 where there is no transition."""
-        params = self.policy.dist_params(half.obs)
+        params = []
+
+        def objective(batch: Batch) -> Tensor:
+            new = self.policy.dist_params(batch.obs)
+            params.append(new.detach())
+            return self.policy.dist(new).log_prob(batch.action) * batch.advantage
+
         if half.count == 0:
-            return params.detach(), torch.zeros_like(self.theta)
-        log_prob = self.policy.dist(params).log_prob(half.action)
-        return params.detach(), gradient(half.expect(log_prob * half.advantage), self.parameters)
+            return self.policy.dist_params(half.obs).detach(), torch.zeros_like(self.theta)
+        g = half.gradient(objective, self.parameters)
+        return torch.cat(params), g
 
     def _quadratic_kl(self, step: Tensor, new: Tensor) -> float:
         """1/2 E[(J step)^T M (J step)]; J step takes two forward passes and no graph."""

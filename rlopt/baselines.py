@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,12 +19,15 @@ from torch.optim import Optimizer
 from rlopt import check
 from rlopt.distributed import gather, total, total_count, total_gradients, total_mean
 from rlopt.linalg import (
+    PASS_ROWS,
+    Operator,
     assign,
     conjugate_gradient,
     damped,
     flatten,
-    gradient,
     jacobian_metric_operator,
+    sum_gradient,
+    sum_operator,
 )
 from rlopt.line_search import backtrack
 from rlopt.normalize import RunningNorm
@@ -123,6 +127,7 @@ class MLPBaseline(nn.Module):
         minibatch_size: transitions a gradient step, over all processes (`optimizer`).
         damping: lambda in J^T J / B + lambda I (`gauss_newton`).
         cg_iterations: products at the most for a Gauss-Newton step.
+        chunk_size: samples whose graph a Gauss-Newton step holds at a time, or None for all.
     """
 
     target_mean: Tensor
@@ -141,6 +146,7 @@ class MLPBaseline(nn.Module):
         minibatch_size: int,
         damping: float,
         cg_iterations: int,
+        chunk_size: int | None,
     ) -> None:
         super().__init__()
         for size in hidden_sizes:
@@ -156,6 +162,7 @@ class MLPBaseline(nn.Module):
         self.minibatch_size = minibatch_size
         self.damping = damping
         self.cg_iterations = cg_iterations
+        self.chunk_size = chunk_size
         self.normalizer = RunningNorm(size)
         self.network = mlp([size, *hidden_sizes, 1], activation, output_gain=1.0)
         self.register_buffer("target_mean", torch.zeros(()))
@@ -164,18 +171,20 @@ class MLPBaseline(nn.Module):
         self.optimizer = optimizer(self.network.parameters()) if fit == "optimizer" else None
 
     def _standardized(self, x: Tensor) -> Tensor:
-        return self.network(self.normalizer(x)).squeeze(-1)
+        """Standardised inputs [.., d] to standardised values [..]."""
+        return self.network(x).squeeze(-1)
 
     def forward(self, obs: Tensor, step: Tensor) -> Tensor:
         """Values [..]."""
-        x = _inputs(obs, step, self.sees_step)
+        x = self.normalizer(_inputs(obs, step, self.sees_step))
         return self.target_mean + self.target_std * self._standardized(x)
 
     def fit(self, obs: Tensor, step: Tensor, target: Tensor) -> dict[str, float]:
         """Least squares on targets [B]; the returned loss is in units of the targets' variance."""
-        x = _inputs(obs, step, self.sees_step)
+        inputs = _inputs(obs, step, self.sees_step)
         self._rescale(*_mean_std(target))
-        self.normalizer.update(x)
+        self.normalizer.update(inputs)
+        x = self.normalizer(inputs)
         y = (target - self.target_mean) / self.target_std
         if self.optimizer:
             self._run_optimizer(x, y, self.optimizer)
@@ -219,18 +228,25 @@ class MLPBaseline(nn.Module):
     def _gauss_newton_step(self, x: Tensor, y: Tensor) -> None:
         parameters = list(self.network.parameters())
         theta = flatten(parameters).detach()
-        output = self._standardized(x)
-        count = total_count(len(y))
-        loss = total_mean((output - y).square()) / 2
-        JtJ = jacobian_metric_operator(output, parameters, lambda u: u / count)
-        A = damped(JtJ, self.damping)
-        d = -conjugate_gradient(A, gradient(loss, parameters), self.cg_iterations, 0.0).x
+        count, size = total_count(len(y)), self.chunk_size or PASS_ROWS
+        chunks = list(zip(x.split(size), y.split(size), strict=True))
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            return (self._standardized(x) - y).square().sum() / 2 / count
+
+        def curvature(x: Tensor) -> Operator:
+            return jacobian_metric_operator(self._standardized(x), parameters, lambda u: u / count)
+
+        g = sum_gradient((loss(*chunk) for chunk in chunks), parameters)
+        JtJ = sum_operator([partial(curvature, x) for x, _ in chunks], keep=self.chunk_size is None)
+        d = -conjugate_gradient(damped(JtJ, self.damping), g, self.cg_iterations, 0.0).x
+        with torch.no_grad():
+            old_loss = total(loss(x, y))
 
         @torch.no_grad()
         def reason_to_reject(scale: float) -> str | None:
             assign(parameters, theta + scale * d)
-            lower = total_mean((self._standardized(x) - y).square()) / 2 < loss
-            return None if lower else "loss"
+            return None if total(loss(x, y)) < old_loss else "loss"
 
         if backtrack(reason_to_reject, shrink=0.5, max_tries=10).scale == 0:
             assign(parameters, theta)

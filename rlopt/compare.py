@@ -23,7 +23,7 @@ from torch.distributions import kl_divergence
 from rlopt.envs import find_spec
 from rlopt.evaluate import MAX_EPISODE_STEPS
 from rlopt.fisher import fisher_operator
-from rlopt.linalg import assign, flatten, gradient
+from rlopt.linalg import assign, flatten
 from rlopt.mdp import TabularEnv, TabularMDP, from_gymnasium
 from rlopt.rollout import Recorder, run_episodes, sample
 from rlopt.tabular import action_probabilities, expected_return
@@ -101,11 +101,15 @@ def audit(policy: Any, batch: Batch, x: Tensor) -> dict[str, float]:
         cosine: of x and g; nan where either is 0.
     """
     parameters = list(policy.parameters())
-    log_prob = policy(batch.obs).log_prob(batch.action)
-    g = gradient(batch.expect(log_prob * batch.advantage), parameters)
+
+    def objective(batch: Batch) -> Tensor:
+        return policy(batch.obs).log_prob(batch.action) * batch.advantage
+
+    g = batch.gradient(objective, parameters)
     F = fisher_operator(policy, batch, "exact")
     new = moved(policy, x)
     with torch.no_grad():
+        log_prob = policy(batch.obs).log_prob(batch.action)
         ratio = (new(batch.obs).log_prob(batch.action) - log_prob).exp()
         surrogate_gain = batch.expect((ratio - 1) * batch.advantage)
     slope = g.dot(x)

@@ -72,6 +72,7 @@ class Config:
     num_threads: int = MISSING
     gamma: float = MISSING
     average_over: str = MISSING
+    chunk_size: int | None = MISSING
     standardize_advantage: bool = MISSING
     stop_at_return: float | None = MISSING
     diagnostics: bool = MISSING
@@ -95,6 +96,8 @@ def validate(cfg: DictConfig) -> None:
         check.whole(0, seed=cfg.seed)
         check.whole(total_steps=cfg.total_steps, num_threads=cfg.num_threads)
         check.fraction(gamma=cfg.gamma)
+        if cfg.chunk_size is not None:
+            check.whole(chunk_size=cfg.chunk_size)
         check.one_of(["steps", "trajectories"], average_over=cfg.average_over)
         for section in ("eval", "checkpoint"):
             for key, value in cfg[section].items():

@@ -11,11 +11,13 @@ J is the Jacobian of the distribution's parameters in the policy's, M a small ma
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from rlopt.linalg import Operator, jacobian_metric_operator
+from rlopt.linalg import Operator, jacobian_metric_operator, sum_operator
 from rlopt.types import Batch, Policy
 
 
@@ -30,10 +32,17 @@ def fisher_operator(policy: Policy, batch: Batch, kind: str) -> Operator:
     Source: lecture, "NPG: a leading order equivalent program" (definition of F) and "Hessian of the
     KL divergence".
     """
-    params = policy.dist_params(batch.obs)
-    metric = {"exact": exact_metric, "empirical": empirical_metric}[kind](policy, params, batch)
+    parameters = list(policy.parameters())
+    metric = {"exact": exact_metric, "empirical": empirical_metric}[kind]
+
+    def part(chunk: Batch) -> Operator:
+        params = policy.dist_params(chunk.obs)
+        return jacobian_metric_operator(params, parameters, metric(policy, params, chunk))
+
+    parts = [partial(part, chunk) for chunk in batch.chunks()]
     scale = batch.horizon / batch.count
-    return jacobian_metric_operator(params, list(policy.parameters()), lambda u: scale * metric(u))
+    F = sum_operator(parts, keep=batch.chunk_size is None)
+    return lambda v: scale * F(v)
 
 
 def exact_metric(policy: Policy, params: Tensor, batch: Batch) -> Operator:

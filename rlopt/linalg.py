@@ -15,6 +15,7 @@ from torch import Tensor
 from rlopt.distributed import total
 
 Operator = Callable[[Tensor], Tensor]
+PASS_ROWS = 4096  # through a network at a time: what its layers leave then stays in the cache
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,6 @@ def jacobian_metric_operator(
 ) -> Operator:
     """The operator v -> J^T M J v with J the Jacobian of `outputs` [B, k] in `parameters`.
 
-    The outputs are those of all processes, of which each holds some rows.
-
     `metric` maps [B, k] -> [B, k] and is linear, symmetric and PSD. The Fisher matrix (M the Fisher
     matrix of the distribution in its own parameters) and Gauss-Newton (M = 1) are both of this
     form.
@@ -111,8 +110,22 @@ def jacobian_metric_operator(
 
     def product(v: Tensor) -> Tensor:
         (Jv,) = torch.autograd.grad(Jt_w, w, v, retain_graph=True)
-        Jt_M_Jv = torch.autograd.grad(outputs, parameters, metric(Jv), retain_graph=True)
-        return total(flatten(Jt_M_Jv))
+        return flatten(torch.autograd.grad(outputs, parameters, metric(Jv), retain_graph=True))
+
+    return product
+
+
+def sum_operator(parts: Sequence[Callable[[], Operator]], keep: bool) -> Operator:
+    """The sum of operators, each made from a part of the data, over all processes.
+
+    With `keep` each part's graph is made once and stays in memory; otherwise it is made anew for
+    every product, one part after the other.
+    """
+    kept = [make() for make in parts] if keep else None
+
+    def product(v: Tensor) -> Tensor:
+        operators = kept if kept is not None else (make() for make in parts)
+        return total(torch.stack([A(v) for A in operators]).sum(0))
 
     return product
 
@@ -128,8 +141,24 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def gradient(scalar: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """The gradient of a scalar in `parameters`, flat [P], its shares added up; keeps the graph."""
-    return total(flatten(torch.autograd.grad(scalar, parameters, retain_graph=True)))
+    """The gradient of a scalar in `parameters`, flat [P]; the graph is kept."""
+    return flatten(torch.autograd.grad(scalar, parameters, retain_graph=True))
+
+
+def sum_gradient(scalars: Iterable[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """The gradient [P] of a sum of scalars, each with a graph of its own, over all processes.
+
+    A generator of scalars keeps one graph in memory at a time.
+    """
+    parts = [flatten(torch.autograd.grad(scalar, parameters)) for scalar in scalars]
+    return total(torch.stack(parts).sum(0))
+
+
+def assign_gradient(parameters: Sequence[Tensor], vector: Tensor) -> None:
+    """Make a flat vector [P] the `.grad` of `parameters`, for an optimiser to descend."""
+    sizes = [p.numel() for p in parameters]
+    for p, part in zip(parameters, vector.split(sizes), strict=True):
+        p.grad = part.view_as(p)
 
 
 @torch.no_grad()

@@ -11,22 +11,22 @@ from torch import Tensor, nn
 
 from rlopt import check
 from rlopt.distributions import Categorical, DiagonalGaussian
+from rlopt.linalg import PASS_ROWS
 from rlopt.normalize import RunningNorm
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
 
-PASS_ROWS = 4096  # of 64 units each are a megabyte, which stays in the cache
-
-
 class Perceptron(nn.Sequential):
-    """Layers applied to a few thousand rows at a time: twice as fast on large batches."""
+    """Layers applied to a few thousand rows at a time: half the time on large batches."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """[B, *] -> [B, *]."""
-        if len(input) <= PASS_ROWS:
+        """[*, d] -> [*, k]."""
+        rows = input.reshape(-1, input.shape[-1])
+        if len(rows) <= PASS_ROWS:
             return super().forward(input)
-        return torch.cat([super(Perceptron, self).forward(x) for x in input.split(PASS_ROWS)])
+        output = torch.cat([super(Perceptron, self).forward(x) for x in rows.split(PASS_ROWS)])
+        return output.view(*input.shape[:-1], -1)
 
 
 def mlp(sizes: Sequence[int], activation: str, output_gain: float) -> Perceptron:

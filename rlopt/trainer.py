@@ -40,8 +40,9 @@ class Trainer:
         rollout: sampler with `collect` and `collect_for_baseline`.
         evaluate: runs a given number of deterministic episodes of the policy.
         logger: takes one row of metrics an iteration.
-        settings: the top-level settings `total_steps`, `average_over`, `standardize_advantage`,
-            `stop_at_return`, `diagnostics`, `eval` and `checkpoint` of configs/base.yaml.
+        settings: the top-level settings `total_steps`, `average_over`, `chunk_size`,
+            `standardize_advantage`, `stop_at_return`, `diagnostics`, `eval` and `checkpoint` of
+            configs/base.yaml.
     """
 
     policy: Policy
@@ -135,7 +136,8 @@ class Trainer:
         if self.settings.average_over == "trajectories":
             horizon = total_count(rollout.num_steps) / total_count(rollout.num_trajectories)
         obs, action = rollout.flatten(rollout.obs[:-1]), rollout.flatten(rollout.action)
-        return Batch(obs, action, rollout.flatten(advantage), horizon)
+        advantage = rollout.flatten(advantage)
+        return Batch(obs, action, advantage, horizon, self.settings.chunk_size)
 
     def _update(self, batch: Batch) -> Metrics:
         """One step of the rule; KL, entropy and surrogate are measured alike for every rule."""

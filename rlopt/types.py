@@ -6,7 +6,8 @@ vector.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from rlopt.distributed import total, total_count
+from rlopt.linalg import PASS_ROWS, sum_gradient
 
 
 @dataclass(frozen=True)
@@ -76,18 +78,27 @@ class Batch:
         horizon: what a mean over steps is multiplied by to give the expectation that is wanted:
             1 for the mean over steps, B / M for the lecture's sum over a trajectory's steps,
             averaged over M trajectories.
+        chunk_size: transitions whose graph is in memory at a time, or None for all of them.
     """
 
     obs: Tensor
     action: Tensor
     advantage: Tensor
     horizon: float = 1.0
+    chunk_size: int | None = None
 
     def __len__(self) -> int:
         return len(self.advantage)
 
     def __getitem__(self, index: Tensor | slice) -> Batch:
-        return Batch(self.obs[index], self.action[index], self.advantage[index], self.horizon)
+        return replace(
+            self, obs=self.obs[index], action=self.action[index], advantage=self.advantage[index]
+        )
+
+    def chunks(self) -> list[Batch]:
+        """The batch in parts that are passed through a network one at a time; at least one."""
+        size = self.chunk_size or PASS_ROWS
+        return [self[i : i + size] for i in range(0, max(len(self), 1), size)]
 
     @cached_property
     def count(self) -> int:
@@ -97,10 +108,18 @@ class Batch:
     def expect(self, x: Tensor) -> Tensor:
         """E[x] of a per-step quantity x [B], over the transitions of all processes: scalar.
 
-        Differentiated, it gives this process' share of the gradient: what `linalg.gradient` and
-        `distributed.total_gradients` add up.
+        Differentiated, it gives this process' share of the gradient: what
+        `distributed.total_gradients` adds up.
         """
         return self.horizon * total(x.sum() / self.count)
+
+    def gradient(self, x: Callable[[Batch], Tensor], parameters: Sequence[Tensor]) -> Tensor:
+        """The gradient of E[x(batch)] in `parameters`, [P], one chunk after the other.
+
+        `x` maps a batch to a per-step quantity [B].
+        """
+        g = sum_gradient((x(chunk).sum() for chunk in self.chunks()), parameters)
+        return self.horizon / self.count * g
 
 
 class Policy(Protocol):

@@ -30,6 +30,7 @@ def perceptron(**settings):
         "minibatch_size": 32,
         "damping": 1e-3,
         "cg_iterations": 20,
+        "chunk_size": None,
     }
     return MLPBaseline(SPACE, **(defaults | settings))
 
@@ -117,13 +118,24 @@ def test_gauss_newton_step_is_the_damped_dense_solution(float64):
     before._rescale(target.mean(), target.std(unbiased=False))
     before.normalizer.update(obs)
     parameters = list(before.network.parameters())
-    v = before._standardized(obs)
+    v = before._standardized(before.normalizer(obs))
     J = torch.stack([flatten(torch.autograd.grad(x, parameters, retain_graph=True)) for x in v])
     A = J.T @ J / 60 + 0.3 * torch.eye(J.shape[1])
     d = torch.linalg.solve(A, J.T @ (y - v.detach()) / 60)
     baseline.fit(obs, step, target)
     moved = flatten(baseline.network.parameters()) - flatten(parameters)
     torch.testing.assert_close(moved.detach(), d, atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 60, 1000])
+def test_gauss_newton_in_chunks_takes_the_same_step(rows, float64):
+    obs, step, target = data(60)
+    whole = perceptron(epochs=1, cg_iterations=5)  # more of them amplify rounding
+    chunked = copy.deepcopy(whole)
+    chunked.chunk_size = rows
+    for baseline in (whole, chunked):
+        baseline.fit(obs, step, target)
+    torch.testing.assert_close(chunked(obs, step), whole(obs, step), atol=1e-8, rtol=1e-6)
 
 
 def test_gauss_newton_never_raises_the_loss(float64):

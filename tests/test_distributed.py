@@ -89,6 +89,7 @@ def perceptron(fit, minibatch_size=40):
         minibatch_size=minibatch_size,
         damping=0.1,
         cg_iterations=5,
+        chunk_size=None,
     )
 
 

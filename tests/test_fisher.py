@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from oracles import (
@@ -68,6 +70,24 @@ def test_empirical_fisher_approaches_the_exact_one_with_many_actions():
         dense(fisher_operator(policy, batch, kind), flat(policy)) for kind in ("exact", "empirical")
     )
     assert (exact - empirical).norm() < 0.06 * exact.norm()
+
+
+@pytest.mark.parametrize("rows", [1, 7, 16, 1000])
+@pytest.mark.parametrize("fisher", ["exact", "empirical"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_in_chunks_has_the_same_fisher_matrix_and_gradient(kind, fisher, rows):
+    policy, batch = problem(kind, horizon=3.0)
+    chunked = dataclasses.replace(batch, chunk_size=rows)
+
+    def objective(batch):
+        return policy(batch.obs).log_prob(batch.action) * batch.advantage
+
+    v, parameters = torch.randn_like(flat(policy)), list(policy.parameters())
+    for of in (
+        lambda b: fisher_operator(policy, b, fisher)(v),
+        lambda b: b.gradient(objective, parameters),
+    ):
+        torch.testing.assert_close(of(chunked), of(batch))
 
 
 @pytest.mark.parametrize("fisher", ["exact", "empirical"])

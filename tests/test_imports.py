@@ -20,7 +20,7 @@ ALGO = {"torch"} | {
 }
 ALLOWED = {
     "distributed.py": TORCH_ONLY,
-    "types.py": SUMS,
+    "types.py": SUMS | {"rlopt.linalg"},
     "linalg.py": SUMS,
     "line_search.py": TORCH_ONLY,
     "normalize.py": SUMS,

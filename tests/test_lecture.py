@@ -6,11 +6,12 @@ import lecture as script
 import pytest
 import torch
 
-from rlopt import lecture, linalg, tabular
+from rlopt import lecture, tabular
 from rlopt.advantages import reward_to_go
 from rlopt.fisher import fisher_operator
 from rlopt.lecture import STATEMENTS, Result, slide
 from rlopt.rows import Row
+from rlopt.types import Batch
 
 
 @pytest.mark.parametrize("statement", STATEMENTS, ids=lambda f: f.__name__)
@@ -26,8 +27,8 @@ def test_statement(statement, tmp_path):
         assert (tmp_path / file_name).stat().st_size > 10_000
 
 
-def wrong_sign(*arguments):
-    return -linalg.gradient(*arguments)
+def wrong_sign(*arguments, gradient=Batch.gradient):
+    return -gradient(*arguments)
 
 
 def twice_fisher(*arguments):
@@ -56,7 +57,7 @@ def discounted(*arguments, gamma, bootstrap):
 
 
 FAULTS = {
-    "gradient of the wrong sign": ("rlopt.algos.npg.gradient", wrong_sign, "closed_form_update"),
+    "gradient of the wrong sign": ("rlopt.types.Batch.gradient", wrong_sign, "closed_form_update"),
     "radius off by Taylor's 1/2": (
         "rlopt.algos.npg.fisher_operator", twice_fisher, "npg_is_trpo_to_leading_order",
     ),

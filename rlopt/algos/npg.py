@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from rlopt import check
 from rlopt.fisher import fisher_operator
-from rlopt.linalg import assign, conjugate_gradient, damped, flatten, gradient, solve_dense
+from rlopt.linalg import assign, conjugate_gradient, damped, flatten, solve_dense
 from rlopt.types import Batch, Policy
 
 
@@ -72,8 +74,10 @@ class NPG:
         theta = flatten(parameters).detach()
 
         # g = grad J = E[grad ln pi(a | s) A(s, a)]
-        log_prob = self.policy(batch.obs).log_prob(batch.action)
-        g = gradient(batch.expect(log_prob * batch.advantage), parameters)
+        def objective(batch: Batch) -> Tensor:
+            return self.policy(batch.obs).log_prob(batch.action) * batch.advantage
+
+        g = batch.gradient(objective, parameters)
 
         # d = (F + lambda I)^-1 g
         F = fisher_operator(self.policy, batch, self.fisher)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rlopt.distributed import total_gradients
+from rlopt.linalg import assign_gradient
 from rlopt.types import Batch, Policy
 
 
@@ -29,14 +29,15 @@ class PG:
 
     def step(self, batch: Batch) -> dict[str, float]:
         """One gradient step on the batch."""
-        log_prob = self.policy(batch.obs).log_prob(batch.action)
-        objective = batch.expect(log_prob * batch.advantage)
-        self.optimizer.zero_grad()
-        (-objective).backward()  # optimisers descend
-        total_gradients(self.policy.parameters())
+        parameters = list(self.policy.parameters())
+
+        def objective(batch: Batch) -> Tensor:
+            return self.policy(batch.obs).log_prob(batch.action) * batch.advantage
+
+        g = batch.gradient(objective, parameters)
+        assign_gradient(parameters, -g)  # optimisers descend
         self.optimizer.step()
-        squared_norm = sum(p.grad.square().sum() for p in self.policy.parameters())
-        return {"algo/grad_norm": float(squared_norm**0.5)}
+        return {"algo/grad_norm": float(g.norm())}
 
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's state."""

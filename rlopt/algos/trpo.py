@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributions import kl_divergence
 
 from rlopt import check
 from rlopt.fisher import fisher_operator
-from rlopt.linalg import assign, conjugate_gradient, damped, flatten, gradient, solve_dense
+from rlopt.linalg import assign, conjugate_gradient, damped, flatten, solve_dense
 from rlopt.line_search import backtrack
 from rlopt.types import Batch, Policy
 
@@ -75,14 +76,15 @@ class TRPO:
         """One trust region step on the batch."""
         parameters = list(self.policy.parameters())
         theta = flatten(parameters).detach()
-        params = self.policy.dist_params(batch.obs)
-        old = self.policy.dist(params.detach())
+        with torch.no_grad():
+            old = self.policy(batch.obs)
+            old_log_prob = old.log_prob(batch.action)
 
-        # L(theta) = E[pi_theta / pi_k A]; its gradient at theta_k is g = grad J
-        log_prob = self.policy.dist(params).log_prob(batch.action)
-        old_log_prob = log_prob.detach()
-        surrogate = batch.expect((log_prob - old_log_prob).exp() * batch.advantage)
-        g = gradient(surrogate, parameters)
+        # The gradient of L at theta_k is g = grad J = E[grad ln pi(a | s) A(s, a)]
+        def objective(batch: Batch) -> Tensor:
+            return self.policy(batch.obs).log_prob(batch.action) * batch.advantage
+
+        g = batch.gradient(objective, parameters)
 
         # d = (F + lambda I)^-1 g
         F = fisher_operator(self.policy, batch, self.fisher)
@@ -107,7 +109,8 @@ class TRPO:
                 kl = batch.expect(kl_divergence(old, new))
             else:
                 kl = batch.expect(old_log_prob - new_log_prob)
-            gain = batch.expect((new_log_prob - old_log_prob).exp() * batch.advantage) - surrogate
+            ratio = (new_log_prob - old_log_prob).exp()
+            gain = batch.expect((ratio - 1) * batch.advantage)  # L(theta) - L(theta_k)
             if not kl <= self.max_kl:  # also where it is nan
                 return "kl"
             if not gain > 0:
