@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rlopt import check
-from rlopt.distributed import gather, total, total_count, total_gradients, total_mean
+from rlopt.distributed import gather, total, total_count, total_mean
 from rlopt.linalg import (
     PASS_ROWS,
     Operator,
@@ -26,6 +26,7 @@ from rlopt.linalg import (
     damped,
     flatten,
     jacobian_metric_operator,
+    set_gradient,
     sum_gradient,
     sum_operator,
 )
@@ -215,14 +216,13 @@ class MLPBaseline(nn.Module):
         self.target_std.copy_(std)
 
     def _run_optimizer(self, x: Tensor, y: Tensor, optimizer: Optimizer) -> None:
+        parameters = list(self.network.parameters())
         num_minibatches = math.ceil(total_count(len(y)) / self.minibatch_size)
         for _ in range(self.epochs):
             order = torch.randperm(len(y)).to(y.device)
             for index in order.tensor_split(num_minibatches):
                 loss = total_mean((self._standardized(x[index]) - y[index]).square())
-                optimizer.zero_grad()
-                loss.backward()
-                total_gradients(self.network.parameters())
+                set_gradient(parameters, loss)
                 optimizer.step()
 
     def _gauss_newton_step(self, x: Tensor, y: Tensor) -> None:

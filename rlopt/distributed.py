@@ -8,7 +8,7 @@ calls in the same order. Without torchrun there is one process, and its own sums
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -129,14 +129,3 @@ def gather_list(items: list[Any]) -> list[Any]:
     with _naming_loss():
         dist.all_gather_object(parts, items)
     return [item for part in parts for item in part]
-
-
-@torch.no_grad()
-def total_gradients(parameters: Iterable[Tensor]) -> None:
-    """Add up the `.grad` that `backward` left in each process."""
-    if world_size() == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = total(torch.cat([g.reshape(-1) for g in gradients]))
-    for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        g.copy_(part.view_as(g))

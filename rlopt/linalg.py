@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlopt.distributed import total
+from rlopt.distributed import total, world_size
 
 Operator = Callable[[Tensor], Tensor]
 PASS_ROWS = 4096  # through a network at a time: what its layers leave then stays in the cache
@@ -152,6 +152,16 @@ def sum_gradient(scalars: Iterable[Tensor], parameters: Sequence[Tensor]) -> Ten
     """
     parts = [flatten(torch.autograd.grad(scalar, parameters)) for scalar in scalars]
     return total(torch.stack(parts).sum(0))
+
+
+def set_gradient(parameters: Sequence[Tensor], scalar: Tensor) -> None:
+    """Make the gradient of a scalar, over all processes, the `.grad` of `parameters`."""
+    gradients = torch.autograd.grad(scalar, parameters)
+    if world_size() > 1:
+        assign_gradient(parameters, total(flatten(gradients)))
+        return
+    for p, g in zip(parameters, gradients, strict=True):
+        p.grad = g
 
 
 def assign_gradient(parameters: Sequence[Tensor], vector: Tensor) -> None:

@@ -109,9 +109,9 @@ class Batch:
         """E[x] of a per-step quantity x [B], over the transitions of all processes: scalar.
 
         Differentiated, it gives this process' share of the gradient: what
-        `distributed.total_gradients` adds up.
+        `linalg.set_gradient` adds up.
         """
-        return self.horizon * total(x.sum() / self.count)
+        return self.horizon / self.count * total(x.sum())
 
     def gradient(self, x: Callable[[Batch], Tensor], parameters: Sequence[Tensor]) -> Tensor:
         """The gradient of E[x(batch)] in `parameters`, [P], one chunk after the other.

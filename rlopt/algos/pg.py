@@ -25,17 +25,17 @@ class PG:
         self, policy: Policy, *, optimizer: Callable[[Iterable[Tensor]], Optimizer]
     ) -> None:
         self.policy = policy
-        self.optimizer = optimizer(policy.parameters())
+        self.parameters = list(policy.parameters())
+        self.optimizer = optimizer(self.parameters)
 
     def step(self, batch: Batch) -> dict[str, float]:
         """One gradient step on the batch."""
-        parameters = list(self.policy.parameters())
 
         def objective(batch: Batch) -> Tensor:
             return self.policy(batch.obs).log_prob(batch.action) * batch.advantage
 
-        g = batch.gradient(objective, parameters)
-        assign_gradient(parameters, -g)  # optimisers descend
+        g = batch.gradient(objective, self.parameters)
+        assign_gradient(self.parameters, -g)  # optimisers descend
         self.optimizer.step()
         return {"algo/grad_norm": float(g.norm())}
 

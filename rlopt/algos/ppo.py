@@ -12,7 +12,7 @@ from torch.distributions import kl_divergence
 from torch.optim import Optimizer
 
 from rlopt import check
-from rlopt.distributed import total_gradients
+from rlopt.linalg import set_gradient
 from rlopt.types import Batch, Policy
 
 
@@ -58,7 +58,8 @@ class PPO:
         if target_kl is not None:
             check.positive(target_kl=target_kl, penalty=penalty, penalty_range=min(penalty_range))
         self.policy = policy
-        self.optimizer = optimizer(policy.parameters())
+        self.parameters = list(policy.parameters())
+        self.optimizer = optimizer(self.parameters)
         self.epochs = epochs
         self.minibatch_size = minibatch_size
         self.penalty = penalty
@@ -88,15 +89,13 @@ class PPO:
     def _sgd_step(self, batch: Batch, old_params: Tensor, old_log_prob: Tensor) -> None:
         new = self.policy(batch.obs)
         log_ratio = new.log_prob(batch.action) - old_log_prob
-        surrogate = batch.expect(log_ratio.exp() * batch.advantage)
+        surrogate = log_ratio.exp() * batch.advantage
         if self.kl == "analytic":
-            kl = batch.expect(kl_divergence(self.policy.dist(old_params), new))
+            kl = kl_divergence(self.policy.dist(old_params), new)
         else:
-            kl = batch.expect(-log_ratio)
-        objective = surrogate - self.penalty * kl
-        self.optimizer.zero_grad()
-        (-objective).backward()  # optimisers descend
-        total_gradients(self.policy.parameters())
+            kl = -log_ratio
+        objective = batch.expect(surrogate - self.penalty * kl)
+        set_gradient(self.parameters, -objective)  # optimisers descend
         self.optimizer.step()
 
     def _adapt_penalty(self, kl: float) -> None:
