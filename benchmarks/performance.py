@@ -39,6 +39,8 @@ def write(results: dict[str, Entry], docs: Path) -> None:
         sections.append(fisher_section(results["fisher"]))
     if "startup" in results:
         sections.append(startup_section(results["startup"]))
+    if "ranks" in results:
+        sections.append(ranks_section(results["ranks"]))
     if pairs:
         sections.append(setups(pairs))
     sections.append(REPEAT)
@@ -124,6 +126,21 @@ def fisher_section(entry: Entry) -> str:
         )
     difference = max(row["relative difference"] for row in entry["rows"])
     return "\n".join(rows) + FISHER_NOTES.format(difference=difference)
+
+
+def ranks_section(entry: Entry) -> str:
+    """Two processes against one, and what two processes are worth on this machine at all."""
+    speedups = np.array(
+        [turn[name]["parallel_speedup"] for turn in entry["turns"] for name in turn]
+    )
+    return (
+        "## Two processes\n\n"
+        f"`algo=npg env=HalfCheetah-v4` on batches of 64k transitions: one process "
+        f"{median(entry, 'one')} steps/s, two processes of torchrun {median(entry, 'two')}; "
+        f"turn by turn two / one is {spread(ratio(entry, 'two', 'one'), 2)}.\n"
+        f"Two processes that only count reach {spread(speedups, 2)} times what one does alone: "
+        "2 where both cores are there to be had.\n"
+    )
 
 
 def startup_section(entry: Entry) -> str:

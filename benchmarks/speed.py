@@ -132,12 +132,21 @@ def measure_startup(args: argparse.Namespace) -> Entry:
     return {"runs": runs}
 
 
+def measure_ranks(args: argparse.Namespace) -> Entry:
+    """Two processes of torchrun against one, on batches of 64k transitions."""
+    contenders = {
+        name: partial(run, sys.executable, "ranks.py", processes)
+        for name, processes in (("one", "1"), ("two", "2"))
+    }
+    return {"turns": take_turns(contenders, args.runs)}
+
+
 JOBS: dict[str, Callable[[argparse.Namespace], Entry]] = {
     **{name: partial(measure_pair, name) for name in PAIRS},
     "raw": measure_raw,
     "fisher": measure_fisher,
     "startup": measure_startup,
-    # "ranks": two processes against one on a batch of 64k transitions; not measured yet
+    "ranks": measure_ranks,
 }
 
 
