@@ -13,6 +13,7 @@ from performance_notes import FISHER_NOTES, HEADER, OUR_NOTES, PAIR_NOTES, PEER_
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 Entry = dict[str, Any]
 
@@ -213,5 +214,6 @@ def draw_pair(axis: plt.Axes, entry: Entry) -> None:
     axis.bar_label(bars, [f"{h / 1000:.1f}k" for h in heights], padding=2)
     axis.set_title(title(entry["work"]), fontsize=10)
     axis.margins(y=0.2)
+    axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     axis.yaxis.set_major_formatter(lambda y, _: f"{y / 1000:.0f}k")
     axis.spines[["top", "right"]].set_visible(False)
