@@ -18,7 +18,7 @@ THIRD = {"rollout/return_mean": 2.0, "policy/kl": 1e-9}
 
 
 def write(folder, *rows, close=True):
-    logger = Logger(folder, CONFIG, total_steps=100)
+    logger = Logger(folder, CONFIG, total_steps=100, resumed_at=None)
     for i, row in enumerate(rows):
         logger.log(10 * (i + 1), row)
     if close:
@@ -96,7 +96,7 @@ def test_the_config_is_logged_as_text(tmp_path):
 
 
 def test_two_runs_in_one_process_do_not_share_a_record(tmp_path):
-    first, second = (Logger(tmp_path / name, CONFIG, 100) for name in "ab")
+    first, second = (Logger(tmp_path / name, CONFIG, 100, None) for name in "ab")
     first.log(10, THIRD)
     second.log(20, SECOND)
     for logger in (first, second):
