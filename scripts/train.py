@@ -44,8 +44,7 @@ def main(cfg: DictConfig) -> float:
 
 
 def train(cfg: DictConfig, hydra_cfg: Any) -> float:
-    """Build the parts, train, and leave the record of it in the run folder."""
-    start = time.perf_counter()
+    """Build the parts, of a new run or of the one that `resume` names, and train."""
     folder = Path(hydra_cfg.runtime.output_dir)
     OmegaConf.resolve(cfg)
     if cfg.resume and distributed.world_size() > 1:
@@ -72,8 +71,14 @@ def train(cfg: DictConfig, hydra_cfg: Any) -> float:
     save_config(cfg, [o for o in overrides if not o.startswith("resume")], folder)
 
     about = {"algo": algo, "env": cfg.env.id, "seed": cfg.seed, "tuned": tuned}
-    about |= {"resumed_at": None if state is None else trainer.env_steps}
-    about |= {"resume": "starts new episodes" if why_inexact else "exact"}
+    about["resumed_at"] = None if state is None else trainer.env_steps
+    about["resume"] = "starts new episodes" if why_inexact else "exact"
+    return run(trainer, folder, about)
+
+
+def run(trainer: Trainer, folder: Path, about: dict[str, Any]) -> float:
+    """Train, and leave the record of it in the run folder however it ends."""
+    start = time.perf_counter()
     evaluation, status, reason = None, "failed", None
     try:
         with signals_end(trainer):
