@@ -177,6 +177,12 @@ class Trainer:
         advantage = self.advantage(
             rollout.reward, value, rollout.terminated, rollout.truncated, rollout.valid
         )
+        bad = rollout.valid & ~torch.isfinite(advantage + value[:-1])
+        if bad.any():
+            row, index = bad.nonzero()[0].tolist()
+            step = int(rollout.step[row, index])
+            place = f"environment {index} at step {step} of its episode"
+            raise FloatingPointError(f"the advantage estimate of {place} is not finite")
         return advantage, advantage + value[:-1]
 
     def _fit_baseline(self, rollout: Rollout, target: Tensor) -> Metrics:

@@ -20,7 +20,6 @@ CAPTURED = [
     ("Taxi-v4", "sync"),
     ("Counting-v0", "vector_entry_point"),
     ("RandomLength-v0", "sync"),
-    ("WithSpaces-v0", "sync"),
     ("Sharing-v0", "sync"),
 ]
 
@@ -58,7 +57,8 @@ def play(env, rows, seed):
 
 @pytest.mark.parametrize(("env_id", "backend"), CAPTURED)
 def test_a_restored_environment_goes_on_bitwise(env_id, backend, tmp_path):
-    env, other = (make_env(env_id, 3, backend, max_episode_steps=20) for _ in range(2))
+    limit = {} if env_id == "Counting-v0" else {"max_episode_steps": 20}
+    env, other = (make_env(env_id, 3, backend, **limit) for _ in range(2))
     env.reset(seed=5)
     play(env, 13, 0)
     checkpoint.save(tmp_path / "it.pt", {"env": capture({"env": env})})

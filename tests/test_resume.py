@@ -70,12 +70,20 @@ def assert_same(a, b):
         assert a == b or (a != a and b != b)
 
 
+def known(state):
+    """A checkpoint without the generators that nobody seeded, which differ in any two runs."""
+    state["rollout"].pop("recorder", None)  # the environments'; the next rows are its proof
+    state["random"] = state["random"]["torch"]
+    return state
+
+
 def assert_same_run(folder, other):
-    """Rows, their columns' order, both checkpoints entirely, and TensorBoard's points."""
+    """Rows, their columns' order, both checkpoints, and TensorBoard's points."""
     assert timeless(folder) == timeless(other)
     assert list(rows_of(folder)[0]) == list(rows_of(other)[0])
     for name in ("last", "best"):
-        assert_same(checkpoint_of(folder, name), checkpoint_of(other, name))
+        ours, theirs = checkpoint_of(folder, name), checkpoint_of(other, name)
+        assert_same(known(ours), known(theirs))
     steps = [int(row["env_steps"]) for row in rows_of(folder)]
     points = EventAccumulator(str(folder)).Reload()
     assert [point.step for point in points.Scalars("policy/kl")] == steps
@@ -106,10 +114,10 @@ def kill_at_random(folder, rng, *arguments, rows):
 
 @pytest.mark.parametrize(("algo", "rollout"), [("npg", "steps"), ("ppo", "episodes")])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(algo, rollout, tmp_path):
-    arguments = settings(algo, rollout, "total_steps=12000")
+    arguments = settings(algo, rollout, "total_steps=5000")
     whole = train(tmp_path / "whole", *arguments)
     folder, rng = tmp_path / "killed", random.Random(f"{algo} {rollout}")
-    rows = rng.randrange(5, len(rows_of(whole)) // 2)
+    rows = rng.randrange(8, len(rows_of(whole)) // 2)
     kill_at_random(folder, rng, *arguments, f"hydra.run.dir={folder}", rows=rows)
     assert resume(folder)[0] is None
     assert summary_of(folder)["resumed_at"] > 0
@@ -143,9 +151,8 @@ def test_a_longer_run_is_the_run_that_was_that_long_at_once(algo, rollout, tmp_p
     folder = train(tmp_path / "parts", *arguments, "total_steps=500")
     assert resume(folder, "total_steps=1200")[0] is None
     ours, theirs = checkpoint_of(folder), checkpoint_of(whole)
-    for key in ("best_return", "random"):  # best: of the evaluation at 500 too
-        ours.pop(key), theirs.pop(key)
-    assert_same(ours, theirs)
+    del ours["best_return"], theirs["best_return"]  # of the evaluation at 500 too
+    assert_same(known(ours), known(theirs))
     rows = [[r["policy/kl"], r["baseline/loss"]] for r in rows_of(folder)]
     assert rows == [[r["policy/kl"], r["baseline/loss"]] for r in rows_of(whole)]
     assert OmegaConf.load(folder / ".hydra" / "config.yaml").total_steps == 1200

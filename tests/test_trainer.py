@@ -462,21 +462,28 @@ def test_a_rejected_iteration_leaves_no_trace_in_what_learns(build, algo, poison
         "baseline=mlp",
         "baseline.fit=optimizer",
     )
-    states, estimate = [], trainer._estimate
+    states, iterate, fit = [], trainer.iterate, trainer.baseline.fit
+    estimate = trainer.advantage
 
-    def estimated(rollout):
+    def watched_iterate():
         states.append(learned(trainer))
-        advantage, target = estimate(rollout)
-        if len(states) == 2:
-            (advantage if poisoned == "advantage" else target).fill_(math.nan)
-        return advantage, target
+        return iterate()
 
-    trainer._estimate = estimated
+    def poisoned_estimate(*args):
+        bad = poisoned == "advantage" and len(states) == 2
+        return estimate(*args) * (math.nan if bad else 1.0)
+
+    def poisoned_fit(obs, step, target):
+        bad = poisoned == "target" and len(states) == 2
+        return fit(obs, step, target * (math.nan if bad else 1.0))
+
+    trainer.iterate, trainer.advantage = watched_iterate, poisoned_estimate
+    trainer.baseline.fit = poisoned_fit
     trainer.train()
     assert str(states[0]) != str(states[1])
     torch.testing.assert_close(states[2], states[1], rtol=0, atol=0)
     assert str(states[3]) != str(states[2])
-    assert [row["update/rejected"] for row in rows(trainer)] == [0, 1, 1, 1]
+    assert [row["update/rejected"] for row in rows(trainer)][:4] == [0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("fault", ["reward", "observation"])
@@ -490,11 +497,11 @@ def test_skip_goes_on_with_new_episodes_after_an_environments_fault(build, rollo
         f"+env.kwargs.bad_seed={derive_seed(0, 0) + 1}",
         f"rollout={rollout}",
         "on_nonfinite=skip",
-        "total_steps=300",
+        "total_steps=2000",
         *(["rollout.episodes=4"] if rollout == "episodes" else []),
     )
     trainer.train()
-    assert trainer.env_steps >= 300
+    assert trainer.env_steps >= 2000
     assert [row["update/rejected"] for row in rows(trainer)] == [1] * len(rows(trainer))
     assert len(rows(trainer)) > 2
 
