@@ -114,7 +114,7 @@ def kill_at_random(folder, rng, *arguments, rows):
 
 @pytest.mark.parametrize(("algo", "rollout"), [("npg", "steps"), ("ppo", "episodes")])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(algo, rollout, tmp_path):
-    arguments = settings(algo, rollout, "total_steps=5000")
+    arguments = settings(algo, rollout, "total_steps=3000")
     whole = train(tmp_path / "whole", *arguments)
     folder, rng = tmp_path / "killed", random.Random(f"{algo} {rollout}")
     rows = rng.randrange(8, len(rows_of(whole)) // 2)
@@ -142,8 +142,7 @@ def test_three_kills_leave_no_trace(algo, rollout, env, tmp_path):
     assert_same_run(folder, whole)
 
 
-@pytest.mark.parametrize("rollout", ROLLOUTS)
-@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize(("algo", "rollout"), zip(ALGOS, [*ROLLOUTS] * 2, strict=True))
 def test_a_longer_run_is_the_run_that_was_that_long_at_once(algo, rollout, tmp_path):
     """`total_steps` may change: learners, counters, random streams and environments go on."""
     arguments = settings(algo, rollout, "checkpoint.every=300", "eval.every=1000000")
@@ -210,7 +209,7 @@ def test_a_finished_run_has_nothing_left_but_its_evaluation(folder):
         (["algo=pg"], ["algo._target_=rlopt.algos.pg.PG"]),
         (["env=Pendulum-v1"], ["env.id=Pendulum-v1 (was CartPole-v1)"]),
         (["+env.kwargs.size=3"], ["env.kwargs.size=3 (was nothing)"]),
-        (["experiment=lecture/pg"], ["experiment=lecture/pg can't be changed"]),
+        (["tuned=npg/CartPole-v1"], ["tuned=npg/CartPole-v1 can't be changed"]),
     ],
 )
 def test_other_settings_are_listed_in_one_line(overrides, named, folder):
