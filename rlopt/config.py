@@ -76,6 +76,9 @@ class Config:
     standardize_advantage: bool = MISSING
     stop_at_return: float | None = MISSING
     diagnostics: bool = MISSING
+    on_nonfinite: str = MISSING
+    resume: str | None = MISSING
+    resume_force: bool = MISSING
     env: EnvConfig = field(default_factory=EnvConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -99,6 +102,9 @@ def validate(cfg: DictConfig) -> None:
         if cfg.chunk_size is not None:
             check.whole(chunk_size=cfg.chunk_size)
         check.one_of(["steps", "trajectories"], average_over=cfg.average_over)
+        check.one_of(
+            ["stop", "skip"] if world_size() == 1 else ["stop"], on_nonfinite=cfg.on_nonfinite
+        )
         for section in ("eval", "checkpoint"):
             for key, value in cfg[section].items():
                 check.whole(**{f"{section}.{key}": value})
@@ -192,10 +198,11 @@ def make_policy(cfg: DictConfig, env: VectorEnv) -> Any:
     return policy.to(cfg.device)
 
 
-def make_trainer(cfg: DictConfig, folder: Path) -> Trainer:
+def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = None) -> Trainer:
     """All parts of a run, from its seed; writes nothing before every part is made.
 
-    Networks start the same in every process; environments and sampling have seeds of their own.
+    Networks start the same in every process; environments and sampling have seeds of their own. A
+    resumed run goes on from `state`, a checkpoint, or from its start where that is empty.
 
     Raises:
         ConfigError: a mistake in the config.
@@ -230,8 +237,27 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Trainer:
         )
         return Evaluation(gather_list(own.returns), gather_list(own.lengths))
 
-    logger = NoLogger(folder) if rank() > 0 else Logger(folder, to_dict(cfg), cfg.total_steps)
-    return Trainer(policy, baseline, rule, advantage, rollout, evaluate_policy, logger, cfg)
+    record = NoLogger(folder)
+    trainer = Trainer(policy, baseline, rule, advantage, rollout, evaluate_policy, record, cfg)
+    if state:
+        load_state(trainer, state)
+    if rank() == 0:
+        resumed_at = None if state is None else trainer.env_steps
+        trainer.logger = Logger(folder, to_dict(cfg), cfg.total_steps, resumed_at)
+    return trainer
+
+
+def load_state(trainer: Trainer, state: dict[str, Any]) -> None:
+    """Put a checkpoint into the trainer.
+
+    Raises:
+        ConfigError: it is that of other networks, another rule or other environments.
+    """
+    try:
+        trainer.load_state_dict(state)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ConfigError(f"resume: the checkpoint does not fit the config ({reason})") from error
 
 
 def to_dict(cfg: DictConfig) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
+
+from rlopt.checkpoint import write, writing
 
 HPARAM_METRICS = ["eval/return_mean", "rollout/return_mean", "time/steps_per_second"]
 
@@ -23,27 +27,47 @@ class Logger:
         folder: the run folder.
         config: resolved settings, nested; logged as text and, flattened, as hyperparameters.
         total_steps: the end of the progress bar.
+        resumed_at: the steps of the checkpoint that a resumed run goes on from, after which the
+            record in `folder` is dropped; None for a new run.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], total_steps: int) -> None:
+    def __init__(
+        self, folder: Path, config: Mapping[str, Any], total_steps: int, resumed_at: int | None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.columns: list[str] = []
-        self.writer = SummaryWriter(str(folder))
-        self.bar = tqdm(total=total_steps, unit="step", disable=None, dynamic_ncols=True)
-        text = json.dumps(config, indent=2)
-        self.writer.add_text("config", "".join(f"\t{line}\n" for line in text.splitlines()))
+        self.bar = tqdm(
+            total=total_steps,
+            initial=resumed_at or 0,
+            unit="step",
+            disable=None,
+            dynamic_ncols=True,
+        )
         experiment, start, self.session_end = hparams(
             hyperparameters(config), dict.fromkeys(HPARAM_METRICS)
         )
+        if resumed_at is not None:
+            self._truncate(resumed_at)  # TensorBoard drops its later points by purge_step
+            self.writer = SummaryWriter(str(folder), purge_step=resumed_at + 1)
+            return
+        self.writer = SummaryWriter(str(folder))
+        text = json.dumps(config, indent=2)
+        self.writer.add_text("config", "".join(f"\t{line}\n" for line in text.splitlines()))
         self._add_summaries(experiment, start)
+        self.writer.flush()
 
     def log(self, env_steps: int, metrics: Mapping[str, float]) -> None:
-        """Write one row; TensorBoard leaves out nan, which means nothing to report yet."""
-        for tag, value in metrics.items():
-            if not math.isnan(value):
-                self.writer.add_scalar(tag, value, env_steps)
-        self._write_row({"env_steps": env_steps, **metrics})
+        """Write one row; TensorBoard leaves out nan, which means nothing to report yet.
+
+        Raises:
+            WriteError: the disk is full, or the folder read-only.
+        """
+        with writing(self.folder):
+            for tag, value in metrics.items():
+                if not math.isnan(value):
+                    self.writer.add_scalar(tag, value, env_steps)
+            self._write_row({"env_steps": env_steps, **metrics})
         self.bar.set_postfix(
             {
                 "return": f"{metrics['rollout/return_mean']:.1f}",
@@ -60,12 +84,36 @@ class Logger:
             lines = path.read_text().splitlines() if self.columns else []
             old_rows = list(csv.DictReader(lines))
             self.columns += new_columns
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, self.columns)
-                writer.writeheader()
-                writer.writerows(old_rows)
+            self._write_table(old_rows)
         with path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(row)
+
+    def _write_table(self, rows: list[dict[str, str]]) -> None:
+        file = io.StringIO(newline="")
+        writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        write(self.folder / "metrics.csv", file.getvalue().encode())
+
+    def _truncate(self, env_steps: int) -> None:
+        """Drop the rows after `env_steps`, a half-written last one, and columns left empty."""
+        path = self.folder / "metrics.csv"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        rows = [row for row in csv.DictReader(whole) if int(row["env_steps"]) <= env_steps]
+        if rows:
+            self.columns = [key for key in rows[0] if any(row[key] for row in rows)]
+            self._write_table(rows)
+        else:
+            path.unlink(missing_ok=True)
+
+    def flush(self) -> None:
+        """Bring all rows to the disk, before a checkpoint relies on them."""
+        with writing(self.folder):
+            self.writer.flush()
+            if self.columns:
+                with (self.folder / "metrics.csv").open("rb") as file:
+                    os.fsync(file.fileno())
 
     def close(self) -> None:
         """End the progress bar and TensorBoard's session."""
@@ -85,6 +133,9 @@ class NoLogger:
         self.folder = folder
 
     def log(self, env_steps: int, metrics: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
         """Nothing."""
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Distribution
 
-from rlopt import check
+from rlopt import check, env_state
 from rlopt.distributed import share
-from rlopt.types import Policy, Rollout, float_tensor
+from rlopt.envs import derive_seed
+from rlopt.types import NonFiniteError, Policy, Rollout, float_tensor
 
 Choose = Callable[[Distribution], Tensor]
 
@@ -52,6 +54,21 @@ class Recorder:
         self.autoreset = np.zeros(N, dtype=bool)  # the next row only resets this environment
         self.episode_return = np.zeros(N)
         self.needs_reset = False
+        for i in np.flatnonzero(~np.isfinite(self.obs).reshape(N, -1).all(-1)):
+            message = f"environment {i} gave a non-finite observation at step 0 of its episode"
+            raise NonFiniteError(message, num_steps=0)
+
+    def state_dict(self) -> Any:
+        """Where each episode is, the environments' state included; None where it is unknown."""
+        if self.needs_reset or env_state.unknown_state(self.env):
+            return None
+        own = (self.obs, self.step_index, self.autoreset, self.episode_return)
+        return env_state.capture({"env": self.env, "own": own})
+
+    def load_state_dict(self, state: Any) -> None:
+        """The reverse of `state_dict`, for a recorder that was reset."""
+        own = env_state.restore(state, {"env": self.env})["own"]
+        self.obs, self.step_index, self.autoreset, self.episode_return = own
 
     @torch.inference_mode()
     def _act(self, policy: Policy) -> tuple[NDArray, NDArray]:
@@ -118,9 +135,13 @@ def _check_finite(rollout: Rollout) -> None:
         if bad.any():
             row, index = bad.nonzero()[0].tolist()
             step = int(rollout.step[row, index])
-            raise FloatingPointError(
-                f"environment {index} gave a non-finite {name} at step {step} of its episode"
-            )
+            message = f"environment {index} gave a non-finite {name} at step {step} of its episode"
+            raise NonFiniteError(message, rollout.num_steps)
+
+
+def _reset_seed(seed: int, number: int) -> int:
+    """The seed of the environments before rollout `number`."""
+    return derive_seed(seed, number) if number else seed
 
 
 class StepRollout:
@@ -131,7 +152,8 @@ class StepRollout:
     Args:
         env: the vector environment, which this object alone steps.
         device: where the tensors go.
-        seed: of the environments' first reset.
+        seed: of the environments' first reset; that of a later one, after a resume or a
+            `restart`, is derived from it and the number of the rollout.
         num_steps: rows T.
     """
 
@@ -141,12 +163,14 @@ class StepRollout:
         check.whole(num_steps=num_steps)
         self.num_steps = num_steps
         self.seed = seed
+        self.num_rollouts = 0
         self.recorder = Recorder(env, device, sample)
 
     def collect(self, policy: Policy) -> Rollout:
         """The next T rows."""
         if self.recorder.needs_reset:
-            self.recorder.reset(self.seed)
+            self.recorder.reset(_reset_seed(self.seed, self.num_rollouts))
+        self.num_rollouts += 1
         while True:
             rollout = self.recorder.record(policy, quota=None, num_rows=self.num_steps)
             if rollout.valid.any():  # with few rows all of them may be autoresets
@@ -155,6 +179,26 @@ class StepRollout:
     def collect_for_baseline(self, policy: Policy) -> Rollout | None:
         """None: the baseline is fitted on the update's own data."""
         return None
+
+    def restart(self) -> None:
+        """Drop the partial episodes: the next rollout starts afresh."""
+        self.num_rollouts += 1  # which may have failed before it was counted
+        self.recorder.needs_reset = True
+
+    def why_inexact(self) -> str | None:
+        """What keeps a resumed run from going on in the partial episodes, or None."""
+        return env_state.unknown_state(self.recorder.env)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the rollouts are."""
+        return {"num_rollouts": self.num_rollouts, "recorder": self.recorder.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse of `state_dict`; where the environments' state is unknown, a fresh start."""
+        self.num_rollouts = state["num_rollouts"]
+        if state["recorder"] is not None:
+            self.recorder.reset(self.seed)
+            self.recorder.load_state_dict(state["recorder"])
 
 
 class EpisodeRollout:
@@ -166,7 +210,8 @@ class EpisodeRollout:
     Args:
         env: the vector environment, which this object alone steps.
         device: where the tensors go.
-        seed: of the environments' first reset.
+        seed: of the environments' first reset; those of later ones are derived from it, so that
+            nothing but their number must be saved.
         episodes: M.
         baseline_episodes: the lecture's N separate trajectories that fit the baseline before M new
             ones form the gradient; 0 to fit it after the update, on the same M.
@@ -189,7 +234,8 @@ class EpisodeRollout:
         self.episodes = share(episodes=episodes)
         self.baseline_episodes = share(baseline_episodes=baseline_episodes)
         self.max_episode_steps = max_episode_steps
-        self.seed: int | None = seed
+        self.seed = seed
+        self.num_rollouts = 0
         self.recorder = Recorder(env, device, sample)
 
     def collect(self, policy: Policy) -> Rollout:
@@ -201,9 +247,25 @@ class EpisodeRollout:
         return self._collect(policy, self.baseline_episodes) if self.baseline_episodes else None
 
     def _collect(self, policy: Policy, episodes: int) -> Rollout:
-        self.recorder.reset(self.seed)
-        self.seed = None  # later resets go on in the environments' own random streams
+        seed = _reset_seed(self.seed, self.num_rollouts)
+        self.num_rollouts += 1
+        self.recorder.reset(seed)
         return run_episodes(self.recorder, policy, episodes, self.max_episode_steps)
+
+    def restart(self) -> None:
+        """Nothing: every rollout starts afresh."""
+
+    def why_inexact(self) -> str | None:
+        """None: a resumed run is exact on every backend."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of rollouts, from which the next one's seed is derived."""
+        return {"num_rollouts": self.num_rollouts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse of `state_dict`."""
+        self.num_rollouts = state["num_rollouts"]
 
 
 def run_episodes(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import random
+import signal
 import time
 from collections import deque
 from collections.abc import Callable
@@ -22,10 +25,20 @@ from rlopt.baselines import explained_variance
 from rlopt.distributed import gather_list, rank, total_count, total_mean
 from rlopt.evaluate import Evaluation
 from rlopt.logger import Logger, NoLogger
-from rlopt.types import Baseline, Batch, Policy, Rollout, UpdateRule
+from rlopt.types import Baseline, Batch, NonFiniteError, Policy, Rollout, UpdateRule
 
 Metrics = dict[str, float]
 EPISODE_WINDOW = 100
+LEARNERS = ("policy", "baseline", "rule")
+COUNTERS = (
+    "env_steps",
+    "next_eval",
+    "next_save",
+    "best_return",
+    "reached_return",
+    "rejected_updates",
+)
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -37,12 +50,14 @@ class Trainer:
         baseline: fitted after the update, or before it on trajectories of its own.
         rule: the update rule.
         advantage: estimator with the contract of rlopt.advantages, its settings bound.
-        rollout: sampler with `collect` and `collect_for_baseline`.
+        rollout: sampler with `collect` and `collect_for_baseline`, `restart` for after a failure,
+            `state_dict` and `load_state_dict`.
         evaluate: runs a given number of deterministic episodes of the policy.
         logger: takes one row of metrics an iteration.
         settings: the top-level settings `total_steps`, `average_over`, `chunk_size`,
-            `standardize_advantage`, `stop_at_return`, `diagnostics`, `eval` and `checkpoint` of
-            configs/base.yaml.
+            `standardize_advantage`, `stop_at_return`, `diagnostics`, `on_nonfinite`, `eval` and
+            `checkpoint` of configs/base.yaml.
+        stop_signal: number of the signal that asked to end after the iteration, or 0.
     """
 
     policy: Policy
@@ -54,32 +69,68 @@ class Trainer:
     logger: Logger | NoLogger
     settings: Any
 
-    def train(self) -> Evaluation:
-        """Run to `total_steps` or `stop_at_return`; returns the final policy's evaluation."""
-        self.env_steps, self.best_return = 0, -np.inf
+    def __post_init__(self) -> None:
+        self.env_steps, self.rejected_updates = 0, 0
+        self.next_eval, self.next_save = self.settings.eval.every, self.settings.checkpoint.every
+        self.best_return, self.reached_return = -math.inf, False
         self.recent_returns: deque[float] = deque(maxlen=EPISODE_WINDOW)
+        self.stop_signal = 0
+
+    def train(self) -> Evaluation:
+        """Run to `total_steps` or `stop_at_return`; returns the final policy's evaluation.
+
+        Raises:
+            KeyboardInterrupt: a signal asked to stop; its argument is the exit code.
+        """
         settings = self.settings
-        next_eval, next_save = settings.eval.every, settings.checkpoint.every
-        done = False
+        done = self.reached_return or self.env_steps >= settings.total_steps
+        if done:  # resumed after its last iteration
+            return self.evaluate(settings.eval.final_episodes)
         while not done:
-            metrics = self.iterate()
+            metrics = self._iterate_or_reject()
             done = self.env_steps >= settings.total_steps
-            if done or self.env_steps >= next_eval:
-                next_eval += settings.eval.every
+            if done or self.env_steps >= self.next_eval:
                 evaluation = self.evaluate(
                     settings.eval.final_episodes if done else settings.eval.episodes
                 )
                 threshold = settings.stop_at_return
                 if not done and threshold is not None and evaluation.mean >= threshold:
-                    done = True
+                    done = self.reached_return = True
                     evaluation = self.evaluate(settings.eval.final_episodes)
+                self.next_eval += settings.eval.every * (self.env_steps >= self.next_eval)
                 self._keep_if_best(evaluation)
                 metrics |= evaluation_metrics(evaluation)
             self.logger.log(self.env_steps, metrics)
-            if done or self.env_steps >= next_save:
-                next_save += settings.checkpoint.every
+            stop = total_count(int(self.stop_signal > 0)) > 0
+            if done or stop or self.env_steps >= self.next_save:
+                self.next_save += settings.checkpoint.every * (self.env_steps >= self.next_save)
                 self.save("last")
+            if stop and not done:
+                raise KeyboardInterrupt(128 + (self.stop_signal or signal.SIGINT))
         return evaluation
+
+    def _iterate_or_reject(self) -> Metrics:
+        """One iteration; where a number is not finite, nothing is learned from it.
+
+        Raises:
+            FloatingPointError: the same, after a checkpoint, where `on_nonfinite` is `stop`.
+        """
+        before, env_steps = _copied(self._learned()), self.env_steps
+        try:
+            metrics = self.iterate()
+        except FloatingPointError as error:
+            self._load_learned(before)
+            self.rejected_updates += 1
+            self.rollout.restart()
+            if self.settings.on_nonfinite == "stop":
+                self.env_steps = env_steps
+                self.save("last")
+                raise
+            log.warning("iteration rejected, the policy is as it was: %s", error)
+            if isinstance(error, NonFiniteError):
+                self.env_steps += max(error.num_steps, 1)  # at least 1, so that training ends
+            metrics = {"rollout/return_mean": self._recent_return(), "policy/kl": 0.0}
+        return {**metrics, "update/rejected": self.rejected_updates}
 
     def iterate(self) -> Metrics:
         """Sample, update the policy, fit the baseline, and only then move the normaliser."""
@@ -106,7 +157,7 @@ class Trainer:
 
         seconds = time.perf_counter() - start
         return {
-            "rollout/return_mean": float(np.mean(self.recent_returns or [np.nan])),
+            "rollout/return_mean": self._recent_return(),
             "rollout/length_mean": float(np.mean(lengths or [np.nan])),
             "rollout/episodes": len(returns),
             **update_metrics,
@@ -116,6 +167,9 @@ class Trainer:
             "time/rollout_share": (sampled - start) / seconds,
         }
 
+    def _recent_return(self) -> float:
+        return float(np.mean(self.recent_returns or [np.nan]))
+
     @torch.no_grad()
     def _estimate(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Advantages and the baseline's regression targets, both [T, N]."""
@@ -123,11 +177,19 @@ class Trainer:
         advantage = self.advantage(
             rollout.reward, value, rollout.terminated, rollout.truncated, rollout.valid
         )
+        bad = rollout.valid & ~torch.isfinite(advantage + value[:-1])
+        if bad.any():
+            row, index = bad.nonzero()[0].tolist()
+            step = int(rollout.step[row, index])
+            place = f"environment {index} at step {step} of its episode"
+            raise FloatingPointError(f"the advantage estimate of {place} is not finite")
         return advantage, advantage + value[:-1]
 
     def _fit_baseline(self, rollout: Rollout, target: Tensor) -> Metrics:
         obs, step = rollout.flatten(rollout.obs[:-1]), rollout.flatten(rollout.step[:-1])
-        return self.baseline.fit(obs, step, rollout.flatten(target))
+        metrics = self.baseline.fit(obs, step, rollout.flatten(target))
+        _check_finite("the baseline fit's", metrics)
+        return metrics
 
     def _make_batch(self, rollout: Rollout, advantage: Tensor) -> Batch:
         if self.settings.standardize_advantage:
@@ -145,9 +207,7 @@ class Trainer:
         with torch.no_grad():
             old = audit.old if audit else self.policy(batch.obs)
         metrics = self.rule.step(batch)
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the update's {name} is {value}")
+        _check_finite("the update's", metrics)
         if audit:
             metrics |= audit.metrics()
         with torch.no_grad():
@@ -174,15 +234,74 @@ class Trainer:
         """Write checkpoints/<name>.pt into the run folder, from the first process."""
         if rank() > 0:
             return
-        state = {
-            "policy": self.policy.state_dict(),
-            "baseline": self.baseline.state_dict(),
-            "rule": self.rule.state_dict(),
-            "env_steps": self.env_steps,
-            "best_return": self.best_return,
-            "random_state": torch.get_rng_state(),
+        folder = Path(self.logger.folder) / "checkpoints"
+        if name == "last":
+            self.logger.flush()
+            checkpoint.save_last(folder, self.state_dict())
+        else:
+            checkpoint.save(folder / f"{name}.pt", self.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a run must know to go on as if it had never ended."""
+        return {
+            **self._learned(),
+            "rollout": self.rollout.state_dict(),
+            "random": random_state(),
+            "recent_returns": list(self.recent_returns),
+            **{name: getattr(self, name) for name in COUNTERS},
         }
-        checkpoint.save(Path(self.logger.folder) / "checkpoints" / f"{name}.pt", state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse of `state_dict`, for a trainer that has not trained."""
+        self._load_learned(state)
+        self.rollout.load_state_dict(state["rollout"])
+        self.recent_returns.extend(state["recent_returns"])
+        for name in COUNTERS:
+            setattr(self, name, state[name])
+        set_random_state(state["random"])
+
+    def _learned(self) -> dict[str, Any]:
+        """The state of everything that learns."""
+        return {name: getattr(self, name).state_dict() for name in LEARNERS}
+
+    def _load_learned(self, state: dict[str, Any]) -> None:
+        for name in LEARNERS:
+            getattr(self, name).load_state_dict(state[name])
+
+
+def _copied(state: Any) -> Any:
+    """Containers and tensors of a state, copied."""
+    if isinstance(state, dict):
+        return {key: _copied(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_copied(value) for value in state]
+    return state.clone() if isinstance(state, Tensor) else state
+
+
+def _check_finite(whose: str, metrics: Metrics) -> None:
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{whose} {name} is {value}")
+
+
+def random_state() -> dict[str, Any]:
+    """The state of the process' global random generators, as plain data."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, [int(key) for key in keys], *rest],
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """The reverse of `random_state`."""
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    np.random.set_state(tuple(state["numpy"]))
+    random.setstate(state["python"])
 
 
 def evaluation_metrics(evaluation: Evaluation) -> Metrics:

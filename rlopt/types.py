@@ -19,6 +19,18 @@ from rlopt.distributed import total, total_count
 from rlopt.linalg import PASS_ROWS, sum_gradient
 
 
+class NonFiniteError(FloatingPointError):
+    """An environment gave a number that is not finite.
+
+    Attributes:
+        num_steps: transitions that were sampled to no use.
+    """
+
+    def __init__(self, message: str, num_steps: int) -> None:
+        super().__init__(message)
+        self.num_steps = num_steps
+
+
 @dataclass(frozen=True)
 class Rollout:
     """Time-major experience in Gymnasium's NEXT_STEP autoreset convention.
@@ -149,6 +161,10 @@ class Policy(Protocol):
         """What a checkpoint must hold."""
         ...
 
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """The reverse of `state_dict`."""
+        ...
+
 
 class Baseline(Protocol):
     """A regression of the return on observation and step."""
@@ -163,6 +179,10 @@ class Baseline(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """The reverse of `state_dict`."""
         ...
 
 

@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlopt.checkpoint import WriteError
 from rlopt.config import ConfigError, nearest, one_line
 from rlopt.distributed import LostProcessError, is_first_to_ask
 from rlopt.rollout import EndlessEpisodeError
@@ -27,6 +28,7 @@ MISTAKES = (
     HydraException,
     LostProcessError,
     OmegaConfBaseException,
+    WriteError,
 )
 
 
@@ -49,10 +51,10 @@ def one_line_errors() -> Iterator[None]:
     """End the process in one line on a mistake; inside a job Hydra would add lines of its own."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if is_first_to_ask():
             print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(*(error.args or (130,)))
     except MISTAKES as error:
         sys.exit(f"error: {explain(error)}" if is_first_to_ask() else 1)
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +24,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import cli
+import resuming
 import rlopt
-from rlopt import distributed
-from rlopt.config import Config, ConfigError, make_trainer
+from rlopt import checkpoint, distributed
+from rlopt.config import Config, ConfigError, make_trainer, one_line
 from rlopt.evaluate import Evaluation
 from rlopt.trainer import Trainer
 
@@ -39,36 +44,93 @@ def main(cfg: DictConfig) -> float:
 
 
 def train(cfg: DictConfig, hydra_cfg: Any) -> float:
-    """Build the parts, train, and leave the record of it in the run folder."""
-    start = time.perf_counter()
+    """Build the parts, of a new run or of the one that `resume` names, and train."""
     folder = Path(hydra_cfg.runtime.output_dir)
     OmegaConf.resolve(cfg)
+    if cfg.resume and distributed.world_size() > 1:
+        raise ConfigError(f"resume={cfg.resume}: a run of several processes can't be resumed")
     if distributed.rank() > 0:  # the first process keeps the record
-        return make_trainer(cfg, folder).train().mean
-    if any(folder.iterdir()):
-        raise ConfigError(f"hydra.run.dir={folder} is not empty: name a folder that is")
+        trainer = make_trainer(cfg, folder)
+        with signals_end(trainer):
+            return trainer.train().mean
+    state = None
+    overrides = list(hydra_cfg.overrides.task)
+    if cfg.resume:
+        cfg, state = resuming.config(cfg, overrides, folder), resuming.state(folder)
+    elif any(folder.iterdir()):
+        raise ConfigError(
+            f"hydra.run.dir={folder} is not empty: name a folder that is, or resume=<run folder>"
+        )
     algo, tuned = hydra_cfg.runtime.choices.algo, tuned_file(hydra_cfg.runtime.choices)
-    trainer = make_trainer(cfg, folder)
+    trainer = make_trainer(cfg, folder, state)
     where = f"{cfg.env.id} ({cfg.env.num_envs} environments, {cfg.env.backend})"
     log.info("%s on %s, seed %d, tuned settings: %s", algo, where, cfg.seed, tuned or "none")
-    save_config(cfg, list(hydra_cfg.overrides.task), folder)
+    why_inexact = trainer.rollout.why_inexact()
+    if why_inexact:
+        log.info("resume starts new episodes: the state of %s", why_inexact)
+    save_config(cfg, [o for o in overrides if not o.startswith("resume")], folder)
 
     about = {"algo": algo, "env": cfg.env.id, "seed": cfg.seed, "tuned": tuned}
-    evaluation, status = None, "failed"
+    about["resumed_at"] = None if state is None else trainer.env_steps
+    about["resume"] = "starts new episodes" if why_inexact else "exact"
+    return run(trainer, folder, about)
+
+
+def run(trainer: Trainer, folder: Path, about: dict[str, Any]) -> float:
+    """Train, and leave the record of it in the run folder however it ends."""
+    start = time.perf_counter()
+    evaluation, status, reason = None, "failed", None
     try:
-        evaluation = trainer.train()
+        with signals_end(trainer):
+            evaluation = trainer.train()
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"
         raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise
     finally:
         seconds = time.perf_counter() - start
         summary = {**about, **summarize(trainer, evaluation, seconds), "status": status}
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        trainer.logger.close()
+        end(trainer, folder, {**summary, "error": reason})
     log.info("%.0f s, evaluation %.1f +- %.1f", seconds, evaluation.mean, evaluation.std)
     log.info("wrote %s", folder)
     return evaluation.mean
+
+
+@contextmanager
+def signals_end(trainer: Trainer) -> Iterator[None]:
+    """SIGINT and SIGTERM end training after its iteration and a checkpoint, a second one at once.
+
+    Only a process' main thread may handle signals; in another thread they do what they did.
+    """
+
+    def handle(number: int, frame: Any) -> None:
+        if trainer.stop_signal:
+            raise KeyboardInterrupt(128 + number)
+        trainer.stop_signal = number
+        print("ending after this iteration; once more to end at once", file=sys.stderr)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end(trainer: Trainer, folder: Path, summary: dict[str, Any]) -> None:
+    """Write summary.json and end the record; on a full disk the first error is the one to tell."""
+    try:
+        content = json.dumps(summary, indent=2) + "\n"
+        checkpoint.write(folder / "summary.json", content.encode())
+        trainer.logger.close()
+    except OSError:
+        if summary["error"] is None:
+            raise
 
 
 def tuned_file(choices: Any) -> str | None:
@@ -80,9 +142,8 @@ def tuned_file(choices: Any) -> str | None:
 
 def save_config(cfg: DictConfig, overrides: list[str], folder: Path) -> None:
     """Hydra's record of a run, written only once the run is known to be sound."""
-    (folder / ".hydra").mkdir()
-    OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
-    OmegaConf.save(overrides, folder / ".hydra" / "overrides.yaml")
+    for name, content in (("overrides", OmegaConf.create(overrides)), ("config", cfg)):
+        checkpoint.write(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(content).encode())
 
 
 def summarize(trainer: Trainer, evaluation: Evaluation | None, seconds: float) -> dict[str, Any]:
@@ -124,6 +185,8 @@ if __name__ == "__main__":
     distributed.start()
     if {"-m", "--multirun"} & set(sys.argv):
         prepare_sweep()
+    with cli.one_line_errors():
+        sys.argv[1:] = resuming.command_line(sys.argv[1:])
     if distributed.rank() > 0:
         sys.argv.append("hydra.run.dir=.")  # only the first process has a folder to make
     cli.run(main)

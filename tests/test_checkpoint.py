@@ -83,3 +83,40 @@ def test_code_in_a_checkpoint_is_refused(tmp_path, as_zip):
     assert not made.exists()
     torch.load(path, weights_only=False)  # the file is as hostile as it should be
     assert made.exists()
+
+
+def damaged_copies(whole, number):
+    """`whole` with eight flipped bits, again and again."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(number):
+        data = bytearray(whole)
+        for place in torch.randint(8 * len(data), (8,), generator=generator).tolist():
+            data[place // 8] ^= 1 << place % 8
+        yield bytes(data)
+
+
+def test_flipped_bits_are_found_or_changed_nothing(path):
+    """Some bytes of the container are padding; none that is read may be another one."""
+    found = 0
+    for data in damaged_copies(path.read_bytes(), 300):
+        path.write_bytes(data)
+        try:
+            loaded = checkpoint.load(path)
+        except ValueError:
+            found += 1
+        else:
+            torch.testing.assert_close(loaded.pop("policy"), STATE["policy"], rtol=0, atol=0)
+            assert loaded == {key: STATE[key] for key in ("env_steps", "name", "list")}
+    assert found > 200
+
+
+def test_the_last_two_are_kept(tmp_path):
+    for i in range(3):
+        checkpoint.save_last(tmp_path, {"env_steps": i})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
+    assert checkpoint.load(tmp_path / "last.pt") == {"env_steps": 2}
+    assert checkpoint.load(tmp_path / "previous.pt") == {"env_steps": 1}
+
+
+def test_nothing_saved_is_an_empty_state(tmp_path):
+    assert checkpoint.load_last(tmp_path) == ({}, [])

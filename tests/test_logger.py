@@ -18,7 +18,7 @@ THIRD = {"rollout/return_mean": 2.0, "policy/kl": 1e-9}
 
 
 def write(folder, *rows, close=True):
-    logger = Logger(folder, CONFIG, total_steps=100)
+    logger = Logger(folder, CONFIG, total_steps=100, resumed_at=None)
     for i, row in enumerate(rows):
         logger.log(10 * (i + 1), row)
     if close:
@@ -96,7 +96,7 @@ def test_the_config_is_logged_as_text(tmp_path):
 
 
 def test_two_runs_in_one_process_do_not_share_a_record(tmp_path):
-    first, second = (Logger(tmp_path / name, CONFIG, 100) for name in "ab")
+    first, second = (Logger(tmp_path / name, CONFIG, 100, None) for name in "ab")
     first.log(10, THIRD)
     second.log(20, SECOND)
     for logger in (first, second):
@@ -132,3 +132,30 @@ def test_the_progress_bar_stops_at_its_end(tmp_path, monkeypatch):
 def test_flat_joins_keys_with_dots():
     assert flat(CONFIG) == FLAT
     assert flat({"a": {"b": {"c": True}}, "d": {}}) == {"a.b.c": True}
+
+
+@pytest.mark.parametrize("resumed_at", [0, 10, 20, 25])
+def test_a_record_that_goes_on_has_no_gap_and_no_double_row(tmp_path, resumed_at):
+    """The rows after the checkpoint, a half-written one and columns of later rows are dropped."""
+    rows = [FIRST, SECOND, THIRD]
+    write(tmp_path / "whole", *rows)
+    kept = rows[: resumed_at // 10]
+    write(tmp_path / "kept", *kept)
+    folder = tmp_path / "killed"
+    write(folder, FIRST, SECOND, THIRD, THIRD | {"later": 1.0})
+    with (folder / "metrics.csv").open("a") as file:
+        file.write("1,2")
+    logger = Logger(folder, CONFIG, 100, resumed_at)
+    if kept:
+        assert (folder / "metrics.csv").read_bytes() == (
+            tmp_path / "kept" / "metrics.csv"
+        ).read_bytes()
+    for i, row in enumerate(rows[len(kept) :], len(kept) + 1):
+        logger.log(10 * i, row)
+    logger.close()
+    assert (folder / "metrics.csv").read_bytes() == (
+        tmp_path / "whole" / "metrics.csv"
+    ).read_bytes()
+    events = read_events(folder)
+    assert [e.step for e in events.Scalars("policy/kl")] == [10, 20, 30]
+    assert "later" not in events.Tags()["scalars"] or not events.Scalars("later")

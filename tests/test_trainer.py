@@ -9,6 +9,7 @@ from probes import compose_config
 
 from rlopt import checkpoint
 from rlopt.config import make_trainer
+from rlopt.envs import derive_seed
 from rlopt.evaluate import Evaluation
 from rlopt.trainer import evaluation_metrics
 
@@ -65,6 +66,9 @@ class Spy:
 
     def state_dict(self):
         return {}
+
+    def load_state_dict(self, state):
+        pass
 
 
 def spy_on(trainer, moves=True):
@@ -438,6 +442,103 @@ def test_a_non_finite_update_ends_training(build):
     spy.step = poison
     with pytest.raises(FloatingPointError, match="the update"):
         trainer.train()
+
+
+def learned(trainer):
+    return {
+        name: copy.deepcopy(getattr(trainer, name).state_dict())
+        for name in ("policy", "baseline", "rule")
+    }
+
+
+@pytest.mark.parametrize("poisoned", ["advantage", "target"])
+@pytest.mark.parametrize("algo", RULES)
+def test_a_rejected_iteration_leaves_no_trace_in_what_learns(build, algo, poisoned):
+    """Not in the optimiser's moments, the penalty, the baseline or the normalisers either."""
+    trainer = build(
+        f"algo={algo}",
+        "on_nonfinite=skip",
+        "total_steps=250",
+        "baseline=mlp",
+        "baseline.fit=optimizer",
+    )
+    states, iterate, fit = [], trainer.iterate, trainer.baseline.fit
+    estimate = trainer.advantage
+
+    def watched_iterate():
+        states.append(learned(trainer))
+        return iterate()
+
+    def poisoned_estimate(*args):
+        bad = poisoned == "advantage" and len(states) == 2
+        return estimate(*args) * (math.nan if bad else 1.0)
+
+    def poisoned_fit(obs, step, target):
+        bad = poisoned == "target" and len(states) == 2
+        return fit(obs, step, target * (math.nan if bad else 1.0))
+
+    trainer.iterate, trainer.advantage = watched_iterate, poisoned_estimate
+    trainer.baseline.fit = poisoned_fit
+    trainer.train()
+    assert str(states[0]) != str(states[1])
+    torch.testing.assert_close(states[2], states[1], rtol=0, atol=0)
+    assert str(states[3]) != str(states[2])
+    assert [row["update/rejected"] for row in rows(trainer)][:4] == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("fault", ["reward", "observation"])
+@pytest.mark.parametrize("rollout", ["steps", "episodes"])
+def test_skip_goes_on_with_new_episodes_after_an_environments_fault(build, rollout, fault):
+    trainer = build(
+        "env=Faulty-v0",
+        f"+env.kwargs.fault={fault}",
+        "+env.kwargs.value=inf",
+        "+env.kwargs.at=9",
+        f"+env.kwargs.bad_seed={derive_seed(0, 0) + 1}",
+        f"rollout={rollout}",
+        "on_nonfinite=skip",
+        "total_steps=2000",
+        *(["rollout.episodes=4"] if rollout == "episodes" else []),
+    )
+    trainer.train()
+    assert trainer.env_steps >= 2000
+    assert [row["update/rejected"] for row in rows(trainer)] == [1] * len(rows(trainer))
+    assert len(rows(trainer)) > 2
+
+
+@pytest.mark.parametrize("fault", ["reset", "step"])
+def test_skip_ends_where_every_iteration_is_rejected(build, fault):
+    trainer = build("env=Pendulum-v1", "on_nonfinite=skip", "total_steps=5")
+    reset, step = trainer.rollout.recorder.env.reset, trainer.rollout.recorder.env.step
+    bad = {
+        "reset": lambda **options: (reset(**options)[0] * math.nan, {}),
+        "step": lambda action: (x * math.nan if i == 0 else x for i, x in enumerate(step(action))),
+    }
+    setattr(trainer.rollout.recorder.env, fault, bad[fault])
+    before = copy.deepcopy(trainer.policy.state_dict())
+    trainer.train()
+    assert same(before, trainer.policy.state_dict())
+    assert trainer.rejected_updates == len(rows(trainer)) > 0
+
+
+def test_stop_saves_what_there_was_before_and_names_the_fault(build):
+    trainer = build(
+        "env=Faulty-v0",
+        "+env.kwargs.fault=reward",
+        "+env.kwargs.value=nan",
+        "+env.kwargs.at=17",
+        f"+env.kwargs.bad_seed={derive_seed(0, 0) + 1}",
+        "total_steps=300",
+    )
+    states, iterate = [], trainer.iterate
+    trainer.iterate = lambda: states.append(learned(trainer)) or iterate()
+    with pytest.raises(FloatingPointError, match="environment 1 gave a non-finite reward at step"):
+        trainer.train()
+    saved = checkpoint.load(trainer.logger.folder / "checkpoints" / "last.pt")
+    assert len(states) == 2
+    assert saved["env_steps"] == 64
+    for name in ("policy", "baseline"):
+        torch.testing.assert_close(dict(saved[name]), dict(states[-1][name]), rtol=0, atol=0)
 
 
 def test_a_rollout_without_ended_episodes_reports_none(build):

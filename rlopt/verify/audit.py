@@ -159,7 +159,7 @@ class Audit:
 
     def restore(self) -> None:
         """The policy as it was when the watched update began."""
-        self.policy.load_state_dict(self.state)  # type: ignore[attr-defined]
+        self.policy.load_state_dict(self.state)
 
     def _shrink_batch(self) -> None:
         full = self.full_batch
