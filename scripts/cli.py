@@ -17,16 +17,21 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlopt.config import ConfigError, nearest, one_line
 from rlopt.distributed import LostProcessError, is_first_to_ask
+from rlopt.faults import BrokenEnvError
+from rlopt.linalg import SingularMatrixError
 from rlopt.rollout import EndlessEpisodeError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 MISTAKES = (
+    BrokenEnvError,
     ConfigError,
     EndlessEpisodeError,
     FloatingPointError,
     HydraException,
     LostProcessError,
     OmegaConfBaseException,
+    OSError,  # no space, no permission, not a folder
+    SingularMatrixError,
 )
 
 
@@ -76,8 +81,10 @@ def unknown_key(key: str) -> str:
     if key.startswith("env.kwargs."):
         return f"{key} is set here for the first time: write +{key}=..."
     section = key.split(".")[0] + "."
-    keys = known_keys()
+    keys = [k for k in known_keys() if "._" not in k]
     inside = [k for k in keys if k.startswith(section)] if "." in key else []
+    if "." in key and not inside and section[:-1] in keys:
+        return f"{key} is no setting: {section[:-1]} has none here"
     return f"{key} is no setting: {nearest(key, inside or [k for k in keys if '.' not in k])}"
 
 

@@ -17,13 +17,16 @@ import numpy as np
 import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import cli
 import rlopt
+import sweep
 from rlopt import distributed
-from rlopt.config import Config, ConfigError, make_trainer
+from rlopt.config import Config, ConfigError, make_trainer, one_line, remarks
 from rlopt.evaluate import Evaluation
+from rlopt.folder import claimed, is_empty
 from rlopt.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -34,8 +37,21 @@ ConfigStore.instance().store("schema", Config)
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(cfg: DictConfig) -> float:
     """One run; returns the mean return of the final evaluation, for sweepers."""
+    hydra_cfg = HydraConfig.get()
+    if hydra_cfg.mode == RunMode.MULTIRUN:
+        return sweep.job(run, cfg, hydra_cfg)
     with cli.one_line_errors():
-        return train(cfg, HydraConfig.get())
+        return run(cfg, hydra_cfg)
+
+
+def run(cfg: DictConfig, hydra_cfg: Any) -> float:
+    """`train` in a folder that no other process writes."""
+    folder = Path(hydra_cfg.runtime.output_dir)
+    if distributed.rank() > 0:  # the first process keeps the record
+        return train(cfg, hydra_cfg)
+    refuse_used(folder)
+    with claimed(folder):
+        return train(cfg, hydra_cfg)
 
 
 def train(cfg: DictConfig, hydra_cfg: Any) -> float:
@@ -45,12 +61,13 @@ def train(cfg: DictConfig, hydra_cfg: Any) -> float:
     OmegaConf.resolve(cfg)
     if distributed.rank() > 0:  # the first process keeps the record
         return make_trainer(cfg, folder).train().mean
-    if any(folder.iterdir()):
-        raise ConfigError(f"hydra.run.dir={folder} is not empty: name a folder that is")
+    refuse_used(folder)
     algo, tuned = hydra_cfg.runtime.choices.algo, tuned_file(hydra_cfg.runtime.choices)
     trainer = make_trainer(cfg, folder)
     where = f"{cfg.env.id} ({cfg.env.num_envs} environments, {cfg.env.backend})"
     log.info("%s on %s, seed %d, tuned settings: %s", algo, where, cfg.seed, tuned or "none")
+    for remark in remarks(cfg, [o.lstrip("+~").split("=")[0] for o in hydra_cfg.overrides.task]):
+        log.info("note: %s", remark)
     save_config(cfg, list(hydra_cfg.overrides.task), folder)
 
     about = {"algo": algo, "env": cfg.env.id, "seed": cfg.seed, "tuned": tuned}
@@ -61,6 +78,9 @@ def train(cfg: DictConfig, hydra_cfg: Any) -> float:
     except KeyboardInterrupt:
         status = "interrupted"
         raise
+    except Exception as error:
+        about["error"] = one_line(error)
+        raise
     finally:
         seconds = time.perf_counter() - start
         summary = {**about, **summarize(trainer, evaluation, seconds), "status": status}
@@ -69,6 +89,12 @@ def train(cfg: DictConfig, hydra_cfg: Any) -> float:
     log.info("%.0f s, evaluation %.1f +- %.1f", seconds, evaluation.mean, evaluation.std)
     log.info("wrote %s", folder)
     return evaluation.mean
+
+
+def refuse_used(folder: Path) -> None:
+    """See to it that a run starts in an empty folder."""
+    if not is_empty(folder):
+        raise ConfigError(f"hydra.run.dir={folder} is not empty: name a folder that is")
 
 
 def tuned_file(choices: Any) -> str | None:
