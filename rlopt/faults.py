@@ -126,7 +126,11 @@ def _misfit(env: Any, call: str) -> tuple[int | None, str]:
 
 def _dead_worker(env: AsyncVectorEnv) -> tuple[int | None, str]:
     time.sleep(0.2)  # its pipe closes a moment before it has an exit code
-    for i, process in enumerate(env.processes):
-        if process.exitcode is not None:
-            return i, f"its process has ended, exit code {process.exitcode}"
+    codes = [process.exitcode for process in env.processes]
+    for process in env.processes:
+        process.terminate()
+    env.closed = True  # to close it would wait for the dead one's answer
+    for i, code in enumerate(codes):
+        if code is not None:
+            return i, f"its process has ended, exit code {code}"
     return None, "the process of an environment has ended"

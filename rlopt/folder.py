@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +20,19 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: another process holds it.
     """
-    with (folder / LOCK).open("a") as file:
+    path = folder / LOCK
+    taken = ConfigError(f"{folder} is being written by another process: name another folder")
+    with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            message = f"{folder} is being written by another process: name another folder"
-            raise ConfigError(message) from error
-        yield
+            raise taken from error
+        if os.fstat(file.fileno()).st_nlink == 0:  # its holder ended in between and removed it
+            raise taken
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def is_empty(folder: Path) -> bool:

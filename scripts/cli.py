@@ -60,6 +60,11 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(130)
     except MISTAKES as error:
         sys.exit(f"error: {explain(error)}" if is_first_to_ask() else 1)
+    except ValueError as error:
+        if not str(error).startswith("Config group override must be"):
+            raise
+        nulls = " ".join(a for a in sys.argv[1:] if a.endswith("=null") and "." not in a)
+        sys.exit(f"error: {nulls}: name a choice of the group" if is_first_to_ask() else 1)
 
 
 def explain(error: Exception) -> str:

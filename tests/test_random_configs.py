@@ -198,7 +198,7 @@ def test_sixty_random_configs_update_twice_or_end_in_one_line(config):
 
 
 @pytest.mark.slow
-@settings(max_examples=600, **EXHAUSTIVE)
+@settings(max_examples=400, **EXHAUSTIVE)
 @given(configs())
 def test_hundreds_of_random_configs_update_twice_or_end_in_one_line(config):
     check_config(config)
