@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlopt import check
+from rlopt import check, linalg
 from rlopt.distributed import gather
 
 
@@ -125,7 +125,7 @@ def standardize(advantage: Tensor, valid: Tensor) -> Tensor:
     """
     x = gather(advantage[valid])
     centred = advantage - x.mean()
-    std = x.std(unbiased=False)
+    std = linalg.std(x)
     # Rounding leaves a spread of about eps * |mean| in equal numbers; below that there is no signal
     # to scale up.
     has_spread = std > 10 * torch.finfo(x.dtype).eps * x.abs().max()

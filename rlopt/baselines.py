@@ -16,7 +16,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rlopt import check
+from rlopt import check, linalg
 from rlopt.distributed import gather, total, total_count, total_mean
 from rlopt.linalg import (
     PASS_ROWS,
@@ -102,7 +102,10 @@ class LinearBaseline(nn.Module):
         eye = torch.eye(phi.shape[1], dtype=phi.dtype, device=phi.device)
         gram = total(phi.T @ phi) / count + self.ridge * eye
         moment = total(phi.T @ ((y - mean) / std)) / count
-        self.weight.copy_(torch.linalg.solve(gram, moment) * std)
+        solution, info = torch.linalg.solve_ex(gram, moment)
+        if info > 0:  # singular to rounding: features that depend on each other, a tiny ridge
+            solution = torch.linalg.pinv(gram, hermitian=True) @ moment
+        self.weight.copy_(solution * std)
         self.weight[-1] += mean
         return {"baseline/loss": float(total_mean(((phi @ self.weight - y) / std).square()))}
 
@@ -150,12 +153,15 @@ class MLPBaseline(nn.Module):
         chunk_size: int | None,
     ) -> None:
         super().__init__()
-        for size in hidden_sizes:
-            check.whole(hidden_sizes=size)
+        check.sizes(hidden_sizes=hidden_sizes)
         check.flag(sees_step=sees_step)
         check.one_of(["optimizer", "gauss_newton"], fit=fit)
         check.whole(epochs=epochs, minibatch_size=minibatch_size, cg_iterations=cg_iterations)
         check.positive(damping=damping)
+        if chunk_size is not None:
+            check.whole(chunk_size=chunk_size)
+        if fit == "optimizer":
+            check.optimizer(optimizer=optimizer)
         assert observation_space.shape is not None
         size = observation_space.shape[0] + sees_step
         self.sees_step = sees_step
@@ -255,7 +261,7 @@ class MLPBaseline(nn.Module):
 def _mean_std(target: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and std of targets [B]; a std of 1 in the units of the mean where all are equal."""
     target = gather(target)
-    mean, std = target.mean(), target.std(unbiased=False)
+    mean, std = target.mean(), linalg.std(target)
     spread = std > 1e-6 * mean.abs()
     return mean, torch.where(spread, std, mean.abs().clamp(min=1.0))
 
@@ -266,6 +272,8 @@ def explained_variance(value: Tensor, target: Tensor) -> float:
     The variances are those over all processes.
     """
     value, target = gather(value), gather(target)
+    scale = linalg.power_of_two(target)
+    value, target = value / scale, target / scale
     variance = target.var(unbiased=False)
     residual = (target - value).var(unbiased=False)
     return float(1 - residual / variance) if variance > 0 else math.nan

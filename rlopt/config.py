@@ -29,6 +29,22 @@ from rlopt.trainer import Trainer
 TRAINING_STREAM, EVALUATION_STREAM, SAMPLING_STREAM = 0, 1, 2
 NUM_STREAMS = 3  # of each process
 GROUPS = ["algo", "policy", "advantage", "baseline", "rollout"]
+METHODS = {  # of what each `_target_` makes
+    "algo": ["step", "state_dict", "load_state_dict"],
+    "policy": ["dist_params", "dist", "update_statistics", "parameters", "state_dict"],
+    "baseline": ["fit", "state_dict"],
+    "rollout": ["collect", "collect_for_baseline"],
+}
+WITHOUT_EFFECT = [  # while a setting has a value, others do nothing
+    ("algo.solver", "dense", ["algo.cg_iterations", "algo.cg_tolerance"]),
+    ("algo.target_kl", None, ["algo.penalty_range"]),
+    ("baseline.fit", "gauss_newton", ["baseline.optimizer", "baseline.minibatch_size"]),
+    ("baseline.fit", "optimizer", ["baseline.damping", "baseline.cg_iterations"]),
+    ("baseline.fit", "optimizer", ["baseline.chunk_size"]),
+]
+# what constructors raise about values that nobody foresaw; torch without memory: a RuntimeError
+UNSOUND = (ValueError, TypeError, RuntimeError, OverflowError, MemoryError)
+LARGEST_SEED, MOST_THREADS = 2**63 - 1, 1024
 
 
 class ConfigError(ValueError):
@@ -63,6 +79,13 @@ class CheckpointConfig:
 
 
 @dataclass
+class SweepConfig:
+    """What a sweep does with jobs that it finds done."""
+
+    resume: bool = MISSING
+
+
+@dataclass
 class Config:
     """Types of the top-level settings; their values and meanings are in configs/base.yaml."""
 
@@ -82,6 +105,7 @@ class Config:
     env: EnvConfig = field(default_factory=EnvConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     algo: dict[str, Any] = MISSING
     policy: dict[str, Any] = MISSING
     advantage: dict[str, Any] = MISSING
@@ -98,7 +122,13 @@ def validate(cfg: DictConfig) -> None:
     try:
         check.whole(0, seed=cfg.seed)
         check.whole(total_steps=cfg.total_steps, num_threads=cfg.num_threads)
+        check.between(0, LARGEST_SEED, seed=cfg.seed)
+        check.between(1, MOST_THREADS, num_threads=cfg.num_threads)
         check.fraction(gamma=cfg.gamma)
+        check.flag(standardize_advantage=cfg.standardize_advantage, diagnostics=cfg.diagnostics)
+        check.flag(**{"sweep.resume": cfg.sweep.resume})
+        if cfg.stop_at_return is not None:
+            check.number(stop_at_return=cfg.stop_at_return)
         if cfg.chunk_size is not None:
             check.whole(chunk_size=cfg.chunk_size)
         check.one_of(["steps", "trajectories"], average_over=cfg.average_over)
@@ -108,12 +138,63 @@ def validate(cfg: DictConfig) -> None:
         for section in ("eval", "checkpoint"):
             for key, value in cfg[section].items():
                 check.whole(**{f"{section}.{key}": value})
-        torch.empty(0, device=cfg.device)
+        torch.zeros(1, device=cfg.device).item()
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"device={cfg.device} is not available here: {reason}") from error
+
+
+def refuse_contradictions(cfg: DictConfig) -> None:
+    """Settings that are sound by themselves and not together.
+
+    Raises:
+        ConfigError: the first pair.
+    """
+    if "num_steps" in cfg.rollout:
+        batch = cfg.env.num_envs * cfg.rollout.num_steps
+        for section, fitted in (
+            ("algo", True),
+            ("baseline", cfg.baseline.get("fit") == "optimizer"),
+        ):
+            size = cfg[section].get("minibatch_size")
+            if fitted and size is not None and size > batch:
+                raise ConfigError(
+                    f"{section}.minibatch_size={size} is larger than the batch: env.num_envs="
+                    f"{cfg.env.num_envs} times rollout.num_steps={cfg.rollout.num_steps} is {batch}"
+                )
+
+
+def remarks(cfg: DictConfig, overridden: list[str]) -> list[str]:
+    """What the user should know of settings that are without effect, one line each.
+
+    Args:
+        cfg: the run's config, sound.
+        overridden: keys that were set on the command line.
+    """
+    lines = [
+        f"{key} is without effect: {switch}={value}"
+        for switch, value, keys in WITHOUT_EFFECT
+        for key in keys
+        if OmegaConf.select(cfg, switch, default=MISSING) == value
+        and any(k == key or k.startswith(f"{key}.") for k in overridden)
+    ]
+    if "algo.max_kl" in overridden and cfg.algo.get("step_size") is not None:
+        lines.append(f"algo.max_kl is without effect: algo.step_size={cfg.algo.step_size}")
+    if cfg.stop_at_return is not None and cfg.eval.every >= cfg.total_steps:
+        lines.append(
+            f"stop_at_return={cfg.stop_at_return} is without effect: eval.every={cfg.eval.every} "
+            f"leaves no evaluation before total_steps={cfg.total_steps}"
+        )
+    if "episodes" in cfg.rollout:
+        most = max(cfg.rollout.episodes, cfg.rollout.baseline_episodes)
+        if most < cfg.env.num_envs:
+            lines.append(
+                f"env.num_envs={cfg.env.num_envs}: only {most} of them run, one for each of "
+                f"rollout.episodes={cfg.rollout.episodes}"
+            )
+    return lines
 
 
 def make(cfg: DictConfig, section: str, *args: Any) -> Any:
@@ -124,7 +205,12 @@ def make(cfg: DictConfig, section: str, *args: Any) -> Any:
         refuses.
     """
     with naming(section, cfg[section]):
-        return bind(cfg, section)(*args)
+        part = bind(cfg, section)(*args)
+    missing = [name for name in METHODS[section] if not callable(getattr(part, name, None))]
+    if missing:
+        target = cfg[section]._target_
+        raise ConfigError(f"{section}._target_={target} can't be that: it has no {missing[0]}")
+    return part
 
 
 def bind(cfg: DictConfig, section: str) -> Callable[..., Any]:
@@ -136,13 +222,20 @@ def bind(cfg: DictConfig, section: str) -> Callable[..., Any]:
         raise ConfigError(f"{section}._target_={name} can't be imported: {error}") from error
     if not callable(target):
         raise ConfigError(f"{section}._target_={name}: there is no such class or function")
-    settings = [key for key in cfg[section] if not key.startswith("_")]
-    parameters = inspect.signature(target).parameters.values()
+    settings = [key for key in cfg[section] if not str(key).startswith("_")]
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{section}._target_={name} can't be that: {error}") from error
+    names = [p.name for p in parameters]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     keywords = {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
     for key in settings:
         if keywords and key not in keywords:
             hint = nearest(key, list(keywords))
             raise ConfigError(f"{section}.{key} is no setting of {target.__name__}: {hint}")
+        if not keywords and not takes_any and key not in names:
+            raise ConfigError(f"{section}.{key} is no setting of {target.__name__}: it has none")
     for key, required in keywords.items():
         if required and key not in settings:
             raise ConfigError(f"{section}.{key} is missing: {target.__name__} needs it")
@@ -157,7 +250,7 @@ def naming(section: str, settings: DictConfig) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except (ValueError, TypeError, InstantiationException) as error:
+    except (*UNSOUND, InstantiationException) as error:
         message = one_line(error)
         if message.startswith(f"{section}="):
             raise ConfigError(message) from error
@@ -177,10 +270,12 @@ def make_advantage(cfg: DictConfig) -> Any:
     section = OmegaConf.create({"advantage": {**cfg.advantage, "gamma": cfg.gamma}})
     estimator = bind(section, "advantage")
     zero, no = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool)
-    with naming(
-        "advantage", cfg.advantage
-    ):  # it checks its settings when called: call it before training does
-        estimator(zero, torch.zeros(2, 1), no, no, no)
+    with naming("advantage", cfg.advantage):
+        # it checks its settings when called: call it before training does
+        advantage = estimator(zero, torch.zeros(2, 1), no, no, no)
+    if not (torch.is_tensor(advantage) and advantage.shape == zero.shape):
+        target = cfg.advantage._target_
+        raise ConfigError(f"advantage._target_={target} can't be that: it returns no advantages")
     return estimator
 
 
@@ -223,6 +318,7 @@ def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = N
         for stream in (TRAINING_STREAM, EVALUATION_STREAM, SAMPLING_STREAM)
     )
     rollout = make(cfg, "rollout", env, cfg.device, training_seed)
+    refuse_contradictions(cfg)
     if rank() > 0:
         torch.manual_seed(sampling_seed)
 

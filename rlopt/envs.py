@@ -41,13 +41,13 @@ def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
         if module:
             importlib.import_module(module)
         return gym.spec(name)
-    except ImportError as error:
-        raise ValueError(f"env={env_id}: {error}") from error
     except gym.error.Error as error:
         matches = difflib.get_close_matches(name, gym.registry.keys(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(matches)}?" if matches else "gymnasium.registry has all"
         message = f"env={env_id}: no environment of this id is registered; {hint}"
         raise ValueError(message) from error
+    except Exception as error:  # whatever the module raises
+        raise ValueError(f"env={env_id}: importing {module} failed: {error}") from error
 
 
 def make_vector_env(
@@ -138,6 +138,9 @@ def _make(
         raise ValueError(f"env={spec.id} needs a package that is not installed: {error}") from error
     except TypeError as error:
         raise ValueError(f"kwargs {options} does not suit {spec.id}: {error}") from error
+    except Exception as error:  # whatever its constructor raises
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"env={spec.id} with {options} can't be made: {what}") from error
 
 
 def _make_envpool(env_id: str, num_envs: int, options: dict[str, Any]) -> VectorEnv:
@@ -149,7 +152,7 @@ def _make_envpool(env_id: str, num_envs: int, options: dict[str, Any]) -> Vector
         raise ValueError(f"backend envpool: EnvPool has no {env_id}, use env.backend=auto")
     try:
         return EnvPoolVectorEnv(env_id, num_envs, options)
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"kwargs {options} does not suit EnvPool's {env_id}: {error}") from error
 
 
@@ -161,6 +164,7 @@ class EnvPoolVectorEnv(VectorEnv):
 
         self._make = functools.partial(envpool.make_gymnasium, env_id, num_envs=num_envs, **options)
         self._pool = self._make()
+        self.spec = gym.envs.registration.EnvSpec(env_id)
         self.num_envs = num_envs
         self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
         self.single_observation_space = self._pool.single_observation_space
@@ -200,6 +204,9 @@ def _check_spaces(env_id: str, env: VectorEnv) -> None:
             f"env={env_id}: observations {env.single_observation_space} are not supported; "
             "Box, Discrete, MultiDiscrete, MultiBinary and Tuple or Dict of them are"
         )
+    for name, space in (("actions", action), ("observations", env.single_observation_space)):
+        if spaces.flatdim(space) == 0:
+            raise ValueError(f"env={env_id}: {name} {space} have no entries")
 
 
 def derive_seed(seed: int, stream: int) -> int:

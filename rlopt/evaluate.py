@@ -14,7 +14,7 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import RecordVideo
 
 from rlopt.envs import find_spec, flat_observations
-from rlopt.rollout import Recorder, mode, run_episodes, sample
+from rlopt.rollout import EndlessEpisodeError, Recorder, mode, run_episodes, sample
 from rlopt.types import Policy
 
 MAX_EPISODE_STEPS = 100_000
@@ -56,7 +56,13 @@ def evaluate(
         torch.manual_seed(seed)
         recorder = Recorder(env, device, mode if deterministic else sample)
         recorder.reset(seed)
-        rollout = run_episodes(recorder, policy, episodes, MAX_EPISODE_STEPS)
+        try:
+            rollout = run_episodes(recorder, policy, episodes, MAX_EPISODE_STEPS)
+        except EndlessEpisodeError as error:
+            raise EndlessEpisodeError(
+                f"evaluation: an episode did not end within {MAX_EPISODE_STEPS} steps: "
+                "set env.max_episode_steps"
+            ) from error
     return Evaluation(rollout.episode_returns, rollout.episode_lengths)
 
 

@@ -68,22 +68,40 @@ def conjugate_gradient(A: Operator, b: Tensor, max_iterations: int, tolerance: f
     return Solution(x, r, iterations, float(rr.sqrt() / b_norm))
 
 
+def std(x: Tensor) -> Tensor:
+    """Standard deviation of the entries of x, without overflow of their squares."""
+    scale = power_of_two(x)
+    return (x / scale).std(unbiased=False) * scale
+
+
+def power_of_two(x: Tensor) -> Tensor:
+    """A power of two near the largest |x|: dividing by it is exact, and squares can't overflow."""
+    exponent = torch.frexp(x.abs().max()).exponent
+    return torch.ldexp(
+        torch.ones((), dtype=x.dtype, device=x.device), exponent.clamp(-100, 127) - 1
+    )
+
+
 def dense(A: Operator, like: Tensor) -> Tensor:
     """The matrix [P, P] of an operator on vectors like `like` [P], by P products; symmetrised."""
     matrix = torch.stack([A(e) for e in torch.eye(len(like), dtype=like.dtype, device=like.device)])
     return (matrix + matrix.T) / 2
 
 
+class SingularMatrixError(ValueError):
+    """A matrix has no Cholesky factor."""
+
+
 def solve_dense(A: Operator, b: Tensor) -> Solution:
     """Solve A x = b by Cholesky of the explicit matrix, for small P.
 
     Raises:
-        ValueError: A is not positive definite to working precision (raise the damping).
+        SingularMatrixError: A is not positive definite to working precision.
     """
     matrix = dense(A, b)
     factor, info = torch.linalg.cholesky_ex(matrix)
     if info > 0:
-        raise ValueError(
+        raise SingularMatrixError(
             "solver=dense: the matrix is not positive definite, raise `damping` or use solver=cg"
         )
     x = torch.cholesky_solve(b[:, None], factor)[:, 0]

@@ -14,6 +14,7 @@ from rlopt.distributions import Categorical, DiagonalGaussian
 from rlopt.linalg import PASS_ROWS
 from rlopt.normalize import RunningNorm
 
+HUGE = 1e10
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
 
@@ -90,10 +91,9 @@ class MLPPolicy(nn.Module):
         normalize_obs: bool,
     ) -> None:
         super().__init__()
-        for size in hidden_sizes:
-            check.whole(hidden_sizes=size)
+        check.sizes(hidden_sizes=hidden_sizes)
         check.positive(output_gain=output_gain)
-        check.number(log_std_init=log_std_init)
+        check.between(-20, 20, log_std_init=log_std_init)  # beyond, exp under- or overflows
         check.flag(normalize_obs=normalize_obs)
         if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
             raise ValueError(f"needs flat Box observations, got {observation_space}")
@@ -110,8 +110,9 @@ class MLPPolicy(nn.Module):
 
     def _add_gaussian_parameters(self, action_space: spaces.Box, log_std_init: float) -> None:
         low, high = torch.as_tensor(action_space.low), torch.as_tensor(action_space.high)
-        bounded = low.isfinite() & high.isfinite()
-        center = torch.where(bounded, (low + high) / 2, 0.0)
+        # a bound that no action comes near is none, and an empty range has no scale
+        bounded = (low.abs() < HUGE) & (high.abs() < HUGE) & (low < high)
+        center = torch.where(bounded, (low + high) / 2, torch.where(low == high, low, 0.0))
         half_range = torch.where(bounded, (high - low) / 2, 1.0)
         dtype = torch.get_default_dtype()
         self.register_buffer("action_center", center.to(dtype))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Distribution
 
-from rlopt import check, env_state
+from rlopt import check, env_state, faults
 from rlopt.distributed import share
 from rlopt.envs import derive_seed
 from rlopt.types import NonFiniteError, Policy, Rollout, float_tensor
@@ -48,8 +48,7 @@ class Recorder:
     def reset(self, seed: int | None) -> None:
         """Start a fresh episode in every environment."""
         N = self.env.num_envs
-        obs, _ = self.env.reset(seed=seed)
-        self.obs = np.array(obs)
+        self.obs = faults.reset(self.env, seed)
         self.step_index = np.zeros(N, dtype=np.int64)
         self.autoreset = np.zeros(N, dtype=bool)  # the next row only resets this environment
         self.episode_return = np.zeros(N)
@@ -80,8 +79,17 @@ class Recorder:
         clipped = np.minimum(np.maximum(action, space.low), space.high)
         return action, clipped.astype(space.dtype, copy=False)
 
-    def record(self, policy: Policy, quota: NDArray[np.int64] | None, num_rows: int) -> Rollout:
-        """Step for `num_rows` rows, or until each environment has ended `quota` [N] episodes."""
+    def record(
+        self,
+        policy: Policy,
+        quota: NDArray[np.int64] | None,
+        num_rows: int,
+        max_episode_steps: int | None = None,
+    ) -> Rollout:
+        """Step for `num_rows` rows, or until each environment has ended `quota` [N] episodes.
+
+        Stops too where one of these episodes is longer than `max_episode_steps`.
+        """
         obs, steps, actions = [self.obs], [self.step_index], []
         rows: list[tuple[NDArray, ...]] = []
         returns: list[float] = []
@@ -89,7 +97,7 @@ class Recorder:
         remaining = None if quota is None else quota.copy()
         while len(rows) < num_rows and (remaining is None or remaining.any()):
             action, env_action = self._act(policy)
-            next_obs, reward, terminated, truncated, _ = self.env.step(env_action)
+            next_obs, reward, terminated, truncated = faults.step(self.env, env_action)
 
             valid = ~self.autoreset if remaining is None else ~self.autoreset & (remaining > 0)
             done = terminated | truncated
@@ -103,14 +111,19 @@ class Recorder:
                     if remaining is not None:
                         remaining[i] -= 1
 
-            # np.array copies: an environment may write its next step into the same buffers
-            self.obs = np.array(next_obs)
+            self.obs = next_obs
             obs.append(self.obs)
             steps.append(self.step_index)
             actions.append(action)
-            rows.append((np.array(reward), np.array(terminated), np.array(truncated), valid))
+            rows.append((reward, terminated, truncated, valid))
             if not np.isfinite(self.obs).all():
                 break  # no policy can act on it; _check_finite says where it came from
+            if (
+                remaining is not None
+                and max_episode_steps is not None
+                and (self.step_index[remaining > 0].max(initial=0) > max_episode_steps)
+            ):
+                break
 
         reward, terminated, truncated, valid = map(np.stack, zip(*rows, strict=True))
         to_device = partial(torch.as_tensor, device=self.device)
@@ -279,7 +292,7 @@ def run_episodes(
     N = recorder.env.num_envs
     quota = np.full(N, episodes // N) + (np.arange(N) < episodes % N)
     num_rows = int(quota.max()) * (max_episode_steps + 1)
-    rollout = recorder.record(policy, quota, num_rows)
+    rollout = recorder.record(policy, quota, num_rows, max_episode_steps)
     all_ended = len(rollout.episode_returns) == episodes
     if not all_ended or max(rollout.episode_lengths) > max_episode_steps:
         raise EndlessEpisodeError(

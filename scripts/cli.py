@@ -15,20 +15,23 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlopt.checkpoint import WriteError
 from rlopt.config import ConfigError, nearest, one_line
 from rlopt.distributed import LostProcessError, is_first_to_ask
+from rlopt.faults import BrokenEnvError
+from rlopt.linalg import SingularMatrixError
 from rlopt.rollout import EndlessEpisodeError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 MISTAKES = (
+    BrokenEnvError,
     ConfigError,
     EndlessEpisodeError,
     FloatingPointError,
     HydraException,
     LostProcessError,
     OmegaConfBaseException,
-    WriteError,
+    OSError,  # no space, no permission, not a folder
+    SingularMatrixError,
 )
 
 
@@ -57,6 +60,11 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(*(error.args or (130,)))
     except MISTAKES as error:
         sys.exit(f"error: {explain(error)}" if is_first_to_ask() else 1)
+    except ValueError as error:
+        if not str(error).startswith("Config group override must be"):
+            raise
+        nulls = " ".join(a for a in sys.argv[1:] if a.endswith("=null") and "." not in a)
+        sys.exit(f"error: {nulls}: name a choice of the group" if is_first_to_ask() else 1)
 
 
 def explain(error: Exception) -> str:
@@ -78,8 +86,10 @@ def unknown_key(key: str) -> str:
     if key.startswith("env.kwargs."):
         return f"{key} is set here for the first time: write +{key}=..."
     section = key.split(".")[0] + "."
-    keys = known_keys()
+    keys = [k for k in known_keys() if "._" not in k]
     inside = [k for k in keys if k.startswith(section)] if "." in key else []
+    if "." in key and not inside and section[:-1] in keys:
+        return f"{key} is no setting: {section[:-1]} has none here"
     return f"{key} is no setting: {nearest(key, inside or [k for k in keys if '.' not in k])}"
 
 

@@ -22,6 +22,7 @@ FREE = {
     "eval.episodes",
     "eval.final_episodes",
     "checkpoint.every",
+    "sweep.resume",
 }
 log = logging.getLogger("train")
 

@@ -21,14 +21,17 @@ import numpy as np
 import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import cli
 import resuming
 import rlopt
+import sweep
 from rlopt import checkpoint, distributed
-from rlopt.config import Config, ConfigError, make_trainer, one_line
+from rlopt.config import Config, ConfigError, make_trainer, one_line, remarks
 from rlopt.evaluate import Evaluation
+from rlopt.folder import claimed, is_empty
 from rlopt.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -39,12 +42,15 @@ ConfigStore.instance().store("schema", Config)
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(cfg: DictConfig) -> float:
     """One run; returns the mean return of the final evaluation, for sweepers."""
+    hydra_cfg = HydraConfig.get()
+    if hydra_cfg.mode == RunMode.MULTIRUN:
+        return sweep.job(train, cfg, hydra_cfg)
     with cli.one_line_errors():
-        return train(cfg, HydraConfig.get())
+        return train(cfg, hydra_cfg)
 
 
 def train(cfg: DictConfig, hydra_cfg: Any) -> float:
-    """Build the parts, of a new run or of the one that `resume` names, and train."""
+    """A run, new or the one that `resume` names, in a folder that no other process writes."""
     folder = Path(hydra_cfg.runtime.output_dir)
     OmegaConf.resolve(cfg)
     if cfg.resume and distributed.world_size() > 1:
@@ -53,18 +59,26 @@ def train(cfg: DictConfig, hydra_cfg: Any) -> float:
         trainer = make_trainer(cfg, folder)
         with signals_end(trainer):
             return trainer.train().mean
+    if not cfg.resume:
+        refuse_used(folder)
+    with claimed(folder):
+        return make_and_run(cfg, hydra_cfg, folder)
+
+
+def make_and_run(cfg: DictConfig, hydra_cfg: Any, folder: Path) -> float:
+    """Build the parts and train."""
     state = None
     overrides = list(hydra_cfg.overrides.task)
     if cfg.resume:
         cfg, state = resuming.config(cfg, overrides, folder), resuming.state(folder)
-    elif any(folder.iterdir()):
-        raise ConfigError(
-            f"hydra.run.dir={folder} is not empty: name a folder that is, or resume=<run folder>"
-        )
+    else:
+        refuse_used(folder)  # again: it may have been used before it was claimed
     algo, tuned = hydra_cfg.runtime.choices.algo, tuned_file(hydra_cfg.runtime.choices)
     trainer = make_trainer(cfg, folder, state)
     where = f"{cfg.env.id} ({cfg.env.num_envs} environments, {cfg.env.backend})"
     log.info("%s on %s, seed %d, tuned settings: %s", algo, where, cfg.seed, tuned or "none")
+    for remark in remarks(cfg, [o.lstrip("+~").split("=")[0] for o in overrides]):
+        log.info("note: %s", remark)
     why_inexact = trainer.rollout.why_inexact()
     if why_inexact:
         log.info("resume starts new episodes: the state of %s", why_inexact)
@@ -131,6 +145,14 @@ def end(trainer: Trainer, folder: Path, summary: dict[str, Any]) -> None:
     except OSError:
         if summary["error"] is None:
             raise
+
+
+def refuse_used(folder: Path) -> None:
+    """See to it that a run starts in an empty folder."""
+    if not is_empty(folder):
+        raise ConfigError(
+            f"hydra.run.dir={folder} is not empty: name a folder that is, or resume=<run folder>"
+        )
 
 
 def tuned_file(choices: Any) -> str | None:

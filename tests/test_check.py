@@ -10,12 +10,15 @@ NOT_NUMBERS = ["1", None, True, [1], math.nan]
 @pytest.mark.parametrize(
     ("rule", "good", "bad"),
     [
-        (check.number, [-1, 0.5, math.inf], NOT_NUMBERS),
-        (check.positive, [1e-9, 1, math.inf], [0, -0.1, *NOT_NUMBERS]),
+        (check.number, [-1, 0.5], [*NOT_NUMBERS, math.inf]),
+        (check.positive, [1e-9, 1], [0, -0.1, math.inf, *NOT_NUMBERS]),
         (check.non_negative, [0, 0.0, 2], [-1e-9, *NOT_NUMBERS]),
         (check.fraction, [0, 0.5, 1], [-1e-9, 1.001, *NOT_NUMBERS]),
         (check.open_fraction, [0.001, 0.999], [0, 1, -1, *NOT_NUMBERS]),
         (check.whole, [1, 10], [0, -1, 1.0, *NOT_NUMBERS]),
+        (check.relative_tolerance, [0, 0.5], [1, -1e-9, *NOT_NUMBERS]),
+        (check.sizes, [[], [1, 2], (3,)], [3, "ab", {}]),
+        (check.interval, [[1, 2], [1, 1.0]], [[2, 1], [1], 1, "ab"]),
         (check.flag, [True, False], [0, 1, "true", None]),
     ],
     ids=lambda x: getattr(x, "__name__", ""),

@@ -26,7 +26,10 @@ SMALL_ROLLOUT = {"steps": ["rollout.num_steps=10"], "episodes": ["rollout.episod
 
 def compose_small(combination):
     groups = [f"{group}={choice}" for group, choice in zip(GROUPS, combination, strict=True)]
-    return compose_config(*groups, *SMALL, *SMALL_ROLLOUT.get(combination[-1], []))
+    small = [*SMALL, *SMALL_ROLLOUT.get(combination[-1], [])]
+    if "ppo" in combination:
+        small.append("algo.minibatch_size=16")
+    return compose_config(*groups, *small)
 
 
 def metrics_of(cfg, folder):

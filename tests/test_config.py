@@ -13,7 +13,7 @@ from hydra.utils import get_method
 from omegaconf import MISSING, OmegaConf
 from probes import CONFIGS, WithSpaces
 
-from rlopt.config import GROUPS, Config, ConfigError, make_trainer, nearest, to_dict
+from rlopt.config import GROUPS, Config, ConfigError, make_trainer, nearest, remarks, to_dict
 
 FROM_TOP_LEVEL = {"gamma"}
 gym.register(
@@ -175,7 +175,39 @@ BAD = [
     ("algo=ppo algo.penalty_range=[2,1]", r"algo.*penalty_range.*\[2, 1\]"),
     ("policy.activation=tanj", r"policy\.activation must be one of tanh, .*, got 'tanj'"),
     ("policy.hidden_sizes=[0]", r"policy\.hidden_sizes must be .* at least 1, got 0"),
-    ("policy.hidden_sizes=64", r"policy.*policy\.hidden_sizes=64"),
+    ("policy.hidden_sizes=64", r"policy\.hidden_sizes must be a list of whole numbers, got 64"),
+    ("policy.log_std_init=30", r"policy\.log_std_init must be between -20 and 20, got 30"),
+    ("seed=9223372036854775808", r"seed must be between 0 and 9223372036854775807, got 92"),
+    ("num_threads=100000", r"num_threads must be between 1 and 1024, got 100000"),
+    ("device=meta", r"device=meta is not available here"),
+    ("stop_at_return=nan", r"stop_at_return must be a number, got nan"),
+    ("stop_at_return=inf", r"stop_at_return must be finite, got inf"),
+    ("chunk_size=0", r"chunk_size must be .* at least 1, got 0"),
+    ("algo.max_kl=inf", r"algo\.max_kl must be finite, got inf"),
+    ("algo.cg_tolerance=1", r"algo\.cg_tolerance must be at least 0 and less than 1, got 1"),
+    ("algo.step_size=0.1 algo.max_kl=abc", r"algo\.max_kl must be a number, got 'abc'"),
+    ("algo._target_=torch.nn.Identity", r"algo\._target_=.*Identity can't be that: it has no step"),
+    ("policy._target_=builtins.dict", r"policy\._target_=builtins\.dict can't be that"),
+    ("advantage._target_=builtins.print", r"advantage"),
+    ("algo=pg algo.optimizer=adam", r"algo\.optimizer does not work: 'str' .* not callable"),
+    (
+        "algo=pg algo.optimizer._target_=torch.optim.LBFGS algo.optimizer.fused=null",
+        r"algo.*fused",
+    ),
+    ("algo=ppo algo.penalty=0.1", r"algo\.penalty must be between 0\.3 and 100, got 0\.1"),
+    ("algo=ppo algo.penalty_range=[a,b]", r"algo\.penalty_range must be a number, got 'a'"),
+    (
+        "algo=ppo algo.minibatch_size=17 rollout.num_steps=8",
+        r"algo\.minibatch_size=17 is larger than the batch: env\.num_envs=2 times "
+        r"rollout\.num_steps=8 is 16$",
+    ),
+    (
+        "baseline.fit=optimizer baseline.minibatch_size=17 rollout.num_steps=8",
+        r"baseline\.minibatch_size=17 is larger than the batch",
+    ),
+    ("baseline.chunk_size=0", r"baseline\.chunk_size must be .* at least 1, got 0"),
+    ("baseline=zero +baseline.fit=gauss_newton", r"baseline\.fit is no setting of ZeroBaseline: "),
+    ("+policy.recurrent=true", r"policy\.recurrent is no setting of MLPPolicy: there are "),
     ("policy.normalize_obs=7", r"policy\.normalize_obs must be true or false, got 7"),
     ("advantage.lambda_=2", r"advantage\.lambda_ must be between 0 and 1, got 2"),
     ("advantage=td advantage.num_steps=0", r"advantage\.num_steps must be .*, got 0"),
@@ -192,6 +224,35 @@ def test_a_mistake_is_one_line_and_leaves_no_trace(overrides, message, tmp_path)
         make_trainer(compose_config("env.num_envs=2", *overrides.split()), tmp_path)
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+REMARKS = [
+    ("algo.solver=dense algo.cg_iterations=3", ["algo.cg_iterations", "algo.solver=dense"]),
+    ("algo=ppo algo.target_kl=null algo.penalty_range=[1,2]", ["algo.penalty_range"]),
+    ("baseline.optimizer.lr=0.1", ["baseline.optimizer", "baseline.fit=gauss_newton"]),
+    ("baseline.fit=optimizer baseline.damping=1", ["baseline.damping", "baseline.fit=optimizer"]),
+    ("algo.step_size=0.1 algo.max_kl=0.1", ["algo.max_kl", "algo.step_size=0.1"]),
+    ("stop_at_return=3 total_steps=9", ["stop_at_return=3", "eval.every=20000", "total_steps=9"]),
+    ("rollout=episodes rollout.episodes=3", ["env.num_envs=16: only 3"]),
+    ("algo.max_kl=0.1", []),
+    ("algo.solver=dense", []),
+    ("experiment=lecture/pg", []),
+    ("experiment=lecture/npg", []),
+]
+
+
+@pytest.mark.parametrize(("overrides", "parts"), REMARKS, ids=[o for o, _ in REMARKS])
+def test_a_setting_without_effect_is_remarked_on(overrides, parts):
+    keys = [override.split("=")[0] for override in overrides.split()]
+    lines = remarks(compose_config(*overrides.split(), "~tuned"), keys)
+    assert len(lines) == bool(parts)
+    assert [part for part in parts if part not in lines[0]] == []
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused(tmp_path):
+    overrides = ["algo=pg", "algo.optimizer._target_=torch.optim.LBFGS", "~algo.optimizer.fused"]
+    with pytest.raises(ConfigError, match=r"^algo\.optimizer does not work: .*closure"):
+        make_trainer(compose_config(*overrides), tmp_path)
 
 
 def test_an_unsupported_space_is_named_with_those_that_are(tmp_path):

@@ -43,7 +43,7 @@ ITERATIONS = {
     "pg": ["baseline=linear"],
     "npg": ["average_over=trajectories", "algo.cg_iterations=4", FEW],
     "trpo": ["baseline.fit=optimizer", "baseline.minibatch_size=1000", "rollout=episodes"],
-    "ppo": ["average_over=trajectories", "algo.minibatch_size=1000", FEW],
+    "ppo": ["average_over=trajectories", "algo.minibatch_size=512", FEW],
 }
 SMALL = [
     "~tuned",

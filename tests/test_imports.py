@@ -26,7 +26,7 @@ ALLOWED = {
     "normalize.py": SUMS,
     "check.py": TORCH_ONLY,
     "distributions.py": TORCH_ONLY,
-    "advantages.py": SUMS | {"rlopt.check"},
+    "advantages.py": SUMS | {"rlopt.check", "rlopt.linalg"},
     "fisher.py": {"torch", "rlopt.linalg", "rlopt.types"},
 } | dict.fromkeys(ALGOS, ALGO)
 

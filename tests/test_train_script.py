@@ -278,6 +278,21 @@ def test_an_endless_episode_is_one_line_that_says_what_to_set(tmp_path):
     assert code.startswith("error: an episode did not end within 3 steps: set ")
 
 
+@pytest.mark.parametrize("folder", ["/dev/null/run", "/proc/run"])
+def test_a_folder_that_cant_be_made_is_one_line(folder):
+    code, _ = run_here("train.py", *SMALL, f"hydra.run.dir={folder}")
+    assert code.startswith("error: [Errno ")
+    assert folder in code or "/dev/null" in code
+    assert "\n" not in code
+
+
+def test_settings_without_effect_are_said_to_be(tmp_path):
+    arguments = ["algo.solver=dense", "algo.cg_iterations=3", "policy.hidden_sizes=[4]"]
+    code, out = run_here("train.py", *SMALL, *arguments, f"hydra.run.dir={tmp_path / 'run'}")
+    assert code is None
+    assert "note: algo.cg_iterations is without effect: algo.solver=dense\n" in out
+
+
 @pytest.mark.parametrize("name", ["summary.json", "mine.txt", ".hydden"])
 def test_a_folder_that_is_not_empty_is_left_as_it_is(tmp_path, name):
     (tmp_path / name).write_text("precious")
@@ -305,6 +320,20 @@ HYDRA_MISTAKES = [
     ("algo.max_kl", "algo.max_kl"),
     ("gamma=2", "gamma must be between 0 and 1, got 2"),
     ("env=CartPoel-v1", "env=CartPoel-v1", "CartPole-v1"),
+    ("env=null", "env"),
+    ("~algo", "algo"),
+    ("baseline=zero baseline.fit=gauss_newton", "baseline.fit is no setting: baseline has none"),
+    ("baseline.dampin=1", "did you mean baseline.damping?"),
+    ("advantage.lambda=0.9", "did you mean advantage.lambda_?"),
+    ("polcy.hidden_sizes=[3]", "polcy.hidden_sizes is no setting"),
+    ("algo.optimizer.lr=0.1", "algo.optimizer.lr is no setting"),
+    ("algo=pg algo.optimizer.learning_rate=0.1", "algo.optimizer.learning_rate is no setting"),
+    ("checkpoint.evry=3", "did you mean checkpoint.every?"),
+    ("sweep.resum=true", "did you mean sweep.resume?"),
+    ("policy.recurrent=true", "policy.recurrent is no setting: there are policy.hidden_sizes"),
+    ("algo=[npg,pg]", "algo"),
+    ("gamma=", "gamma"),
+    ("env.kwargs=3", "env.kwargs=3"),
 ]
 
 

@@ -51,13 +51,13 @@ class NPG:
         cg_iterations: int,
         cg_tolerance: float,
     ) -> None:
-        if step_size is None:
-            check.positive(max_kl=max_kl)
-        else:
+        check.positive(max_kl=max_kl)
+        if step_size is not None:
             check.positive(step_size=step_size)
         check.one_of(["exact", "empirical"], fisher=fisher)
         check.one_of(["cg", "dense"], solver=solver)
-        check.non_negative(damping=damping, cg_tolerance=cg_tolerance)
+        check.non_negative(damping=damping)
+        check.relative_tolerance(cg_tolerance=cg_tolerance)
         check.whole(cg_iterations=cg_iterations)
         self.policy = policy
         self.max_kl = max_kl

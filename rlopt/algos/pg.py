@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from rlopt import check
 from rlopt.linalg import assign_gradient
 from rlopt.types import Batch, Policy
 
@@ -24,6 +25,7 @@ class PG:
     def __init__(
         self, policy: Policy, *, optimizer: Callable[[Iterable[Tensor]], Optimizer]
     ) -> None:
+        check.optimizer(optimizer=optimizer)
         self.policy = policy
         self.parameters = list(policy.parameters())
         self.optimizer = optimizer(self.parameters)

@@ -53,10 +53,11 @@ class PPO:
         check.whole(epochs=epochs, minibatch_size=minibatch_size)
         check.non_negative(penalty=penalty)
         check.one_of(["analytic", "sampled"], kl=kl)
-        if len(penalty_range) != 2 or penalty_range[0] > penalty_range[1]:
-            raise ValueError(f"penalty_range must be [smallest, largest], got {penalty_range}")
+        check.optimizer(optimizer=optimizer)
+        check.interval(penalty_range=penalty_range)
         if target_kl is not None:
-            check.positive(target_kl=target_kl, penalty=penalty, penalty_range=min(penalty_range))
+            check.positive(target_kl=target_kl, penalty_range=penalty_range[0])
+            check.between(*penalty_range, penalty=penalty)  # where it is adapted it would jump
         self.policy = policy
         self.parameters = list(policy.parameters())
         self.optimizer = optimizer(self.parameters)

@@ -58,7 +58,8 @@ class TRPO:
         check.one_of(["analytic", "sampled"], kl=kl)
         check.one_of(["exact", "empirical"], fisher=fisher)
         check.one_of(["cg", "dense"], solver=solver)
-        check.non_negative(damping=damping, cg_tolerance=cg_tolerance)
+        check.non_negative(damping=damping)
+        check.relative_tolerance(cg_tolerance=cg_tolerance)
         check.whole(cg_iterations=cg_iterations, backtrack_tries=backtrack_tries)
         check.open_fraction(backtrack_ratio=backtrack_ratio)
         self.policy = policy
