@@ -142,7 +142,7 @@ def test_three_kills_leave_no_trace(algo, rollout, env, tmp_path):
     assert_same_run(folder, whole)
 
 
-@pytest.mark.parametrize(("algo", "rollout"), zip(ALGOS, [*ROLLOUTS] * 2, strict=True))
+@pytest.mark.parametrize(("algo", "rollout"), [*zip(ALGOS, [*ROLLOUTS] * 2, strict=True)])
 def test_a_longer_run_is_the_run_that_was_that_long_at_once(algo, rollout, tmp_path):
     """`total_steps` may change: learners, counters, random streams and environments go on."""
     arguments = settings(algo, rollout, "checkpoint.every=300", "eval.every=1000000")
@@ -169,8 +169,11 @@ def test_where_the_state_is_unknown_the_rollout_starts_anew_and_says_so(tmp_path
     assert steps[-1] >= 800
 
 
-def test_whole_episodes_are_exact_on_a_backend_of_unknown_state(tmp_path):
-    arguments = settings("pg", "episodes", "env.backend=async", "eval.every=1000000")
+@pytest.mark.parametrize("backend", ["async", "envpool"])
+def test_whole_episodes_are_exact_on_a_backend_of_unknown_state(backend, tmp_path):
+    if backend == "envpool":
+        pytest.importorskip("envpool")
+    arguments = settings("pg", "episodes", f"env.backend={backend}", "eval.every=1000000")
     whole = train(tmp_path / "whole", *arguments, "total_steps=700")
     folder = train(tmp_path / "parts", *arguments, "total_steps=300")
     assert resume(folder, "total_steps=700")[0] is None
