@@ -1,6 +1,7 @@
 """Sweeps: a failed job is recorded and the others go on; a finished one is not run again."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -60,7 +61,7 @@ def test_a_defect_of_ours_does_not_end_a_sweep_either(tmp_path, capfd, monkeypat
     monkeypatch.setattr("rlopt.policies.MLPPolicy.update_statistics", defect)
     code, summaries = sweep(tmp_path, "seed=0,1")
     assert code.startswith("error: 2 failed, see ")
-    assert [summary["error"] for summary in summaries.values()] == ["ours"] * 2
+    assert [summary["error"] for summary in summaries.values()] == ["IndexError: ours"] * 2
     assert capfd.readouterr().err.count("Traceback") == 2
 
 
@@ -74,24 +75,25 @@ def test_jobs_in_processes_of_their_own_report_their_failures_too(launcher, tmp_
     assert len(list(tmp_path.rglob("summary.json"))) == 1
 
 
-def test_a_sweep_that_runs_again_skips_what_is_finished(tmp_path):
-    assert sweep(tmp_path, "seed=0,1")[0] is None
-    finished = job(tmp_path, "seed=0")
-    before = content(finished)
-    unfinished = job(tmp_path, "seed=1")
-    summary = summary_of(unfinished) | {"status": "interrupted"}
-    (unfinished / "summary.json").write_text(json.dumps(summary))
+def test_a_sweep_that_runs_again_skips_what_is_finished_and_resumes_the_rest(tmp_path):
+    assert sweep(tmp_path, "seed=0,1,2")[0] is None
+    finished, unfinished, unrecorded = (job(tmp_path, f"seed={i}") for i in range(3))
+    before, rows = content(finished), rows_of(unfinished)
+    for folder in (unfinished, unrecorded):
+        summary = summary_of(folder) | {"status": "interrupted"}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    shutil.rmtree(unrecorded / ".hydra")  # killed before there was anything to resume
 
-    code, summaries = sweep(tmp_path, "seed=0,1,2", "sweep.resume=true")
+    code, summaries = sweep(tmp_path, "seed=0,1,2,3", "sweep.resume=true")
     assert code is None
     assert content(finished) == before
     statuses = {name: s["status"] for name, s in summaries.items()}
-    aside = f"{unfinished.name}.unfinished1"
-    assert statuses.pop(aside) == "interrupted"
-    assert list(statuses.values()) == ["finished"] * 3
+    assert statuses.pop(f"{unrecorded.name}.unfinished1") == "interrupted"
+    assert list(statuses.values()) == ["finished"] * 4
     assert not any("resume" in name for name in statuses)
-    old, new = rows_of(tmp_path / aside), rows_of(unfinished)
-    assert [row["policy/kl"] for row in old] == [row["policy/kl"] for row in new]
+    assert summary_of(unfinished)["resumed_at"] == int(rows[-1]["env_steps"])
+    assert rows_of(unfinished) == rows
+    assert summary_of(unrecorded)["resumed_at"] is None
 
 
 def test_a_sweep_over_a_folder_that_is_used_says_so(tmp_path):
