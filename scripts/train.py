@@ -58,9 +58,7 @@ def train(cfg: DictConfig, hydra_cfg: Any) -> float:
     if cfg.resume:
         cfg, state = resuming.config(cfg, overrides, folder), resuming.state(folder)
     elif any(folder.iterdir()):
-        raise ConfigError(
-            f"hydra.run.dir={folder} is not empty: name a folder that is, or resume=<run folder>"
-        )
+        raise ConfigError(f"hydra.run.dir={folder} is not empty: name a folder that is")
     algo, tuned = hydra_cfg.runtime.choices.algo, tuned_file(hydra_cfg.runtime.choices)
     trainer = make_trainer(cfg, folder, state)
     where = f"{cfg.env.id} ({cfg.env.num_envs} environments, {cfg.env.backend})"
