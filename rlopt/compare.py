@@ -59,8 +59,7 @@ class Keep:
 def freeze(trainer: Trainer) -> tuple[Policy, Batch]:
     """The trainer's policy, and the batch that its next update would see."""
     trainer.rule = keep = Keep(trainer.policy)
-    trainer.settings.total_steps = 1  # one iteration
-    trainer.train()
+    trainer.iterate()
     return keep.kept
 
 

@@ -114,10 +114,10 @@ def kill_at_random(folder, rng, *arguments, rows):
 
 @pytest.mark.parametrize(("algo", "rollout"), [("npg", "steps"), ("ppo", "episodes")])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(algo, rollout, tmp_path):
-    arguments = settings(algo, rollout, "total_steps=3000")
+    arguments = settings(algo, rollout, "total_steps=5000")
     whole = train(tmp_path / "whole", *arguments)
     folder, rng = tmp_path / "killed", random.Random(f"{algo} {rollout}")
-    rows = rng.randrange(8, len(rows_of(whole)) // 2)
+    rows = rng.randrange(5, len(rows_of(whole)) // 2)
     kill_at_random(folder, rng, *arguments, f"hydra.run.dir={folder}", rows=rows)
     assert resume(folder)[0] is None
     assert summary_of(folder)["resumed_at"] > 0
