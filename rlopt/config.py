@@ -200,7 +200,8 @@ def make(cfg: DictConfig, section: str, *args: Any) -> Any:
     """
     with naming(section, cfg[section]):
         part = bind(cfg, section)(*args)
-    missing = [name for name in METHODS[section] if not callable(getattr(part, name, None))]
+    kind = "algo" if section.startswith("rules.") else section  # rules of scripts/compare.py
+    missing = [name for name in METHODS[kind] if not callable(getattr(part, name, None))]
     if missing:
         target = cfg[section]._target_
         raise ConfigError(f"{section}._target_={target} can't be that: it has no {missing[0]}")
