@@ -135,7 +135,7 @@ def validate(cfg: DictConfig) -> None:
         torch.zeros(1, device=cfg.device).item()
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    except (RuntimeError, AssertionError, ImportError) as error:
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"device={cfg.device} is not available here: {reason}") from error
 
