@@ -141,7 +141,7 @@ def validate(cfg: DictConfig) -> None:
         torch.zeros(1, device=cfg.device).item()
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    except (RuntimeError, AssertionError, ImportError) as error:
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"device={cfg.device} is not available here: {reason}") from error
 
@@ -206,7 +206,8 @@ def make(cfg: DictConfig, section: str, *args: Any) -> Any:
     """
     with naming(section, cfg[section]):
         part = bind(cfg, section)(*args)
-    missing = [name for name in METHODS[section] if not callable(getattr(part, name, None))]
+    kind = "algo" if section.startswith("rules.") else section  # rules of scripts/compare.py
+    missing = [name for name in METHODS[kind] if not callable(getattr(part, name, None))]
     if missing:
         target = cfg[section]._target_
         raise ConfigError(f"{section}._target_={target} can't be that: it has no {missing[0]}")
