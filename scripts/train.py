@@ -150,9 +150,7 @@ def end(trainer: Trainer, folder: Path, summary: dict[str, Any]) -> None:
 def refuse_used(folder: Path) -> None:
     """See to it that a run starts in an empty folder."""
     if not is_empty(folder):
-        raise ConfigError(
-            f"hydra.run.dir={folder} is not empty: name a folder that is, or resume=<run folder>"
-        )
+        raise ConfigError(f"hydra.run.dir={folder} is not empty: name a folder that is")
 
 
 def tuned_file(choices: Any) -> str | None:
