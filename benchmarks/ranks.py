@@ -17,7 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from process import ROOT
+
 BATCH, UPDATES = 64 * 1024, 4
 OVERRIDES = [
     "algo=npg",

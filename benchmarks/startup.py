@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from process import ROOT
+
 POLL_SECONDS, LIMIT_SECONDS = 0.005, 60.0
 SOLVED, EPISODES = 475.0, 100  # the trainer's mean return is over its last 100 episodes
 

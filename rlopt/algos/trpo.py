@@ -19,9 +19,9 @@ class TRPO:
     """max L(theta) = E[pi_theta / pi_k A]  subject to  E[KL(pi_k || pi_theta)] <= max_kl.
 
     The natural gradient step to the edge of the quadratic trust region, then a backtracking line
-    search on the true
-    functions: a fraction of the step is taken only where the surrogate L improves *and* the KL is
-        within max_kl. Where none is, the parameters are restored and `algo/rejected_*` says why.
+    search on the true functions: a fraction of the step is taken only where the surrogate L
+    improves *and* the KL is within max_kl. Where none is, the parameters are restored and
+    `algo/rejected_*` says why.
 
     Args:
         policy: the policy to move.
