@@ -138,12 +138,9 @@ def validate(cfg: DictConfig) -> None:
         for section in ("eval", "checkpoint"):
             for key, value in cfg[section].items():
                 check.whole(**{f"{section}.{key}": value})
-        torch.zeros(1, device=cfg.device).item()
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"device={cfg.device} is not available here: {reason}") from error
+    _use_device(cfg.device)
 
 
 def refuse_contradictions(cfg: DictConfig) -> None:
@@ -164,6 +161,14 @@ def refuse_contradictions(cfg: DictConfig) -> None:
                     f"{section}.minibatch_size={size} is larger than the batch: env.num_envs="
                     f"{cfg.env.num_envs} times rollout.num_steps={cfg.rollout.num_steps} is {batch}"
                 )
+
+
+def _use_device(device: str) -> None:
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"device={device} is not available here: {reason}") from error
 
 
 def remarks(cfg: DictConfig, overridden: list[str]) -> list[str]:

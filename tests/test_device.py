@@ -67,7 +67,10 @@ def test_an_iteration_makes_every_tensor_on_the_configured_device(
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 @pytest.mark.parametrize("baseline", ["mlp", "linear", "zero"])
-def test_networks_and_their_buffers_are_on_the_configured_device(tmp_path, env, baseline):
+def test_networks_and_their_buffers_are_on_the_configured_device(
+    tmp_path, monkeypatch, env, baseline
+):
+    monkeypatch.setattr("rlopt.config._use_device", lambda device: None)  # nothing runs on meta
     trainer = build(tmp_path, "algo=pg", f"env={env}", f"baseline={baseline}", "device=meta")
     modules = (trainer.policy, trainer.baseline)
     tensors = itertools.chain(*((*m.parameters(), *m.buffers()) for m in modules))

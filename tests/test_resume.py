@@ -367,6 +367,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path):
     arguments = [*settings("pg", "steps"), "env=toys:Slow-v0", f"hydra.run.dir={folder}"]
     started = process("train.py", *arguments, path=[tmp_path])
     while not (folder / ".hydra" / "config.yaml").exists():
+        assert started.poll() is None, started.communicate()
         time.sleep(0.05)
     time.sleep(1.0)  # within the first iteration, which takes half a minute
     for _ in range(2):

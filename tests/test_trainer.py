@@ -461,6 +461,7 @@ def test_a_rejected_iteration_leaves_no_trace_in_what_learns(build, algo, poison
         "total_steps=250",
         "baseline=mlp",
         "baseline.fit=optimizer",
+        "baseline.minibatch_size=16",
     )
     states, iterate, fit = [], trainer.iterate, trainer.baseline.fit
     estimate = trainer.advantage
@@ -512,7 +513,7 @@ def test_skip_ends_where_every_iteration_is_rejected(build, fault):
     reset, step = trainer.rollout.recorder.env.reset, trainer.rollout.recorder.env.step
     bad = {
         "reset": lambda **options: (reset(**options)[0] * math.nan, {}),
-        "step": lambda action: (x * math.nan if i == 0 else x for i, x in enumerate(step(action))),
+        "step": lambda action: (lambda obs, *rest: (obs * math.nan, *rest))(*step(action)),
     }
     setattr(trainer.rollout.recorder.env, fault, bad[fault])
     before = copy.deepcopy(trainer.policy.state_dict())
