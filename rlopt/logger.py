@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Logger:
         )
         if resumed_at is not None:
             self._truncate(resumed_at)  # TensorBoard drops its later points by purge_step
+            time.sleep(1 - time.time() % 1)  # and reads files in order of the second in their names
             self.writer = SummaryWriter(str(folder), purge_step=resumed_at + 1)
             return
         self.writer = SummaryWriter(str(folder))

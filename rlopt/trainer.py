@@ -87,16 +87,15 @@ class Trainer:
         if done:  # resumed after its last iteration
             return self.evaluate(settings.eval.final_episodes)
         while not done:
-            metrics = self._iterate_or_reject()
+            metrics = self._iterate_or_undo()
             done = self.env_steps >= settings.total_steps
             if done or self.env_steps >= self.next_eval:
-                evaluation = self.evaluate(
-                    settings.eval.final_episodes if done else settings.eval.episodes
-                )
+                episodes = settings.eval.final_episodes if done else settings.eval.episodes
+                evaluation = self._evaluate_or_save(episodes, metrics)
                 threshold = settings.stop_at_return
                 if not done and threshold is not None and evaluation.mean >= threshold:
                     done = self.reached_return = True
-                    evaluation = self.evaluate(settings.eval.final_episodes)
+                    evaluation = self._evaluate_or_save(settings.eval.final_episodes, metrics)
                 self.next_eval += settings.eval.every * (self.env_steps >= self.next_eval)
                 self._keep_if_best(evaluation)
                 metrics |= evaluation_metrics(evaluation)
@@ -109,20 +108,22 @@ class Trainer:
                 raise KeyboardInterrupt(128 + (self.stop_signal or signal.SIGINT))
         return evaluation
 
-    def _iterate_or_reject(self) -> Metrics:
-        """One iteration; where a number is not finite, nothing is learned from it.
+    def _iterate_or_undo(self) -> Metrics:
+        """One iteration; where it fails nothing is learned from it.
 
         Raises:
-            FloatingPointError: the same, after a checkpoint, where `on_nonfinite` is `stop`.
+            Exception: what went wrong, after a checkpoint of what there was before; a number that
+                is not finite is counted and passed over where `on_nonfinite` is `skip`.
         """
         before, env_steps = _copied(self._learned()), self.env_steps
         try:
             metrics = self.iterate()
-        except FloatingPointError as error:
+        except Exception as error:
             self._load_learned(before)
-            self.rejected_updates += 1
             self.rollout.restart()
-            if self.settings.on_nonfinite == "stop":
+            nonfinite = isinstance(error, FloatingPointError)
+            self.rejected_updates += nonfinite
+            if not nonfinite or self.settings.on_nonfinite == "stop":
                 self.env_steps = env_steps
                 self.save("last")
                 raise
@@ -131,6 +132,15 @@ class Trainer:
                 self.env_steps += max(error.num_steps, 1)  # at least 1, so that training ends
             metrics = {"rollout/return_mean": self._recent_return(), "policy/kl": 0.0}
         return {**metrics, "update/rejected": self.rejected_updates}
+
+    def _evaluate_or_save(self, episodes: int, metrics: Metrics) -> Evaluation:
+        """An evaluation; where it fails, the iteration before it is not lost."""
+        try:
+            return self.evaluate(episodes)
+        except Exception:
+            self.logger.log(self.env_steps, metrics)
+            self.save("last")
+            raise
 
     def iterate(self) -> Metrics:
         """Sample, update the policy, fit the baseline, and only then move the normaliser."""

@@ -53,6 +53,8 @@ def train(cfg: DictConfig, hydra_cfg: Any) -> float:
     """A run, new or the one that `resume` names, in a folder that no other process writes."""
     folder = Path(hydra_cfg.runtime.output_dir)
     OmegaConf.resolve(cfg)
+    if cfg.sweep.resume and hydra_cfg.mode != RunMode.MULTIRUN:
+        raise ConfigError("sweep.resume=true goes with -m; one run goes on by resume=<its folder>")
     if cfg.resume and distributed.world_size() > 1:
         raise ConfigError(f"resume={cfg.resume}: a run of several processes can't be resumed")
     if distributed.rank() > 0:  # the first process keeps the record

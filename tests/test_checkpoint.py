@@ -1,3 +1,5 @@
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -120,3 +122,26 @@ def test_the_last_two_are_kept(tmp_path):
 
 def test_nothing_saved_is_an_empty_state(tmp_path):
     assert checkpoint.load_last(tmp_path) == ({}, [])
+
+
+@pytest.fixture
+def read_only():
+    """A folder with a checkpoint that this process may read and not write."""
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as name:  # in a place that everybody may enter
+        folder = Path(name)
+        checkpoint.save_last(folder, STATE)
+        folder.chmod(0o555)
+        if user == 0:
+            os.seteuid(65534)  # permissions do not bind root
+        yield folder
+        os.seteuid(user)
+        folder.chmod(0o755)
+
+
+def test_a_read_only_folder_is_one_line_and_leaves_the_checkpoint(read_only):
+    with pytest.raises(checkpoint.WriteError) as raised:
+        checkpoint.save_last(read_only, {})
+    assert str(raised.value) == f"{read_only / 'new.pt'} can't be written: Permission denied"
+    assert [path.name for path in read_only.iterdir()] == ["last.pt"]
+    assert checkpoint.load(read_only / "last.pt")["env_steps"] == 7

@@ -13,8 +13,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from probes import TWO_ACTIONS, UNIT_ACTIONS, compose_config
 
-from rlopt import evaluate
-from rlopt.config import make_trainer
+from rlopt import checkpoint, evaluate
+from rlopt.config import EVALUATION_STREAM, make_trainer
 from rlopt.envs import derive_seed
 from rlopt.evaluate import Evaluation
 from rlopt.faults import BrokenEnvError
@@ -178,6 +178,25 @@ def test_a_fault_is_one_line_with_the_id_and_the_index(fault, backend, message, 
     with pytest.raises((BrokenEnvError, FloatingPointError), match=message) as raised:
         iterations(tmp_path, *overrides, f"env.backend={backend}", "env.num_envs=3")
     assert "\n" not in str(raised.value)
+    saved = checkpoint.load(tmp_path / "checkpoints" / "last.pt")
+    assert saved["env_steps"] == 0  # the first iteration meets the fault, and is undone
+    assert saved["rejected_updates"] == isinstance(raised.value, FloatingPointError)
+
+
+@pytest.mark.parametrize("final", [False, True])
+@pytest.mark.parametrize("fault", ["step", "nan observation"])
+def test_a_fault_in_an_evaluation_loses_no_iteration(fault, final, tmp_path, monkeypatch):
+    """The row and the checkpoint are those of the iteration before it."""
+    monkeypatch.setitem(globals(), "BAD_SEED", derive_seed(0, EVALUATION_STREAM) + BAD)
+    overrides = ["env=Hostile-v0", f"+env.kwargs.fault={fault}", "env.num_envs=3"]
+    overrides += ["rollout.num_steps=12", "eval.episodes=50", "eval.final_episodes=50"]
+    more = ["total_steps=1"] if final else []
+    with pytest.raises((BrokenEnvError, FloatingPointError)):
+        iterations(tmp_path, *overrides, *more, evaluate=True)
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    saved = checkpoint.load(tmp_path / "checkpoints" / "last.pt")
+    assert saved["env_steps"] == int(row["env_steps"]) > 0
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_train_script import process, rows_of, run_here, summary_of, timeless
+from test_train_script import SCRIPTS, process, rows_of, run_here, summary_of, timeless
 
 from rlopt import checkpoint
 
@@ -247,6 +249,14 @@ def test_what_is_no_run_folder_is_named(name, tmp_path):
     assert code == f"error: resume={tmp_path / name} is no run folder: it has no .hydra/config.yaml"
 
 
+def test_one_run_at_a_time_goes_on(folder, monkeypatch):
+    code, _ = resume(folder, "-m", "seed=0,1")
+    assert code == f"error: resume={folder} continues one run: leave out -m"
+    monkeypatch.setattr("rlopt.distributed.world_size", lambda: 2)
+    code, _ = resume(folder)
+    assert code == f"error: resume={folder}: a run of several processes can't be resumed"
+
+
 def test_a_checkpoint_of_another_network_is_one_line(folder):
     before = (folder / "metrics.csv").read_bytes()
     code, _ = resume(folder, "policy.hidden_sizes=[5]", "resume_force=true")
@@ -345,6 +355,72 @@ def test_a_signal_ends_the_run_after_a_checkpoint(number, tmp_path):
         assert resume(folder, total)[0] is None
         whole = train(tmp_path / "whole", *arguments, total)
         assert_same_run(folder, whole)
+
+
+AT_A_MOMENT = """
+import os, pathlib, runpy, sys
+import rlopt.config
+from rlopt import checkpoint
+from rlopt.algos import trpo
+from rlopt.rollout import Recorder, StepRollout
+
+owner, name, calls, number = eval(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+original, seen = getattr(owner, name), []
+
+def interrupted(*args, **kwargs):
+    seen.append(None)
+    if len(seen) == calls:
+        os.kill(os.getpid(), number)
+    return original(*args, **kwargs)
+
+setattr(owner, name, interrupted)
+sys.argv[:] = sys.argv[5:]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+MOMENTS = {
+    "rollout": ("Recorder", "_act", 70),
+    "update": ("trpo.TRPO", "step", 5),
+    "evaluation": ("rlopt.config", "evaluate", 1),
+    "checkpoint": ("checkpoint", "save", 2),
+}
+MOMENT_SETTINGS = settings("trpo", "steps", "total_steps=1500")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that the moments below belong to, never ended."""
+    return train(tmp_path_factory.mktemp("moments") / "whole", *MOMENT_SETTINGS)
+
+
+def at_the_moment(number, moment, folder):
+    """The command with a signal to itself at a call of one of its functions."""
+    probe = [sys.executable, "-c", AT_A_MOMENT, *map(str, moment), str(int(number))]
+    command = [str(SCRIPTS / "train.py"), *MOMENT_SETTINGS, f"hydra.run.dir={folder}"]
+    return subprocess.run([*probe, *command], capture_output=True, text=True, timeout=100)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_sigterm_at_any_moment_leaves_a_run_that_goes_on_exactly(moment, whole, tmp_path):
+    folder = tmp_path / "run"
+    done = at_the_moment(signal.SIGTERM, MOMENTS[moment], folder)
+    assert done.returncode == 143, done.stderr
+    assert "Traceback" not in done.stderr
+    assert summary_of(folder)["status"] == "interrupted"
+    assert summary_of(folder)["env_steps"] == checkpoint_of(folder)["env_steps"] < 1500
+    assert resume(folder)[0] is None
+    assert_same_run(folder, whole)
+
+
+@pytest.mark.parametrize("calls", [7, 8, 9, 10])
+def test_kill_between_the_renames_of_a_checkpoint_leaves_one_that_is_whole(calls, whole, tmp_path):
+    """Four neighbouring renames: of metrics.csv, of a new checkpoint, and of the one before."""
+    folder = tmp_path / "run"
+    done = at_the_moment(signal.SIGKILL, ("pathlib.Path", "replace", calls), folder)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (folder / "summary.json").exists()
+    assert resume(folder)[0] is None
+    assert_same_run(folder, whole)
 
 
 SLOW_STEP = """

@@ -116,6 +116,11 @@ def test_resuming_a_sweep_needs_its_folder():
     assert code == "error: sweep.resume=true needs hydra.sweep.dir=<the folder of the sweep>"
 
 
+def test_resuming_a_sweep_needs_a_sweep(tmp_path):
+    code, _ = run_here("train.py", *SMALL, "sweep.resume=true", f"hydra.run.dir={tmp_path}")
+    assert code == "error: sweep.resume=true goes with -m; one run goes on by resume=<its folder>"
+
+
 @pytest.mark.parametrize("mode", ["run", "sweep"])
 def test_of_two_processes_started_together_one_writes_a_folder(mode, tmp_path):
     where = [f"hydra.run.dir={tmp_path}"]
