@@ -47,6 +47,15 @@ PAIRS: dict[str, tuple[str, Work]] = {
         {**PPO, "num_envs": 64, "num_steps": 128, "minibatch": 1024, "critic_minibatch": 1024},
     ),
 }
+# what we set out to reach, in multiples of the peer's steps/s
+TARGETS = {
+    "tianshou-npg": 5,
+    "tianshou-trpo": 5,
+    "sb3-trpo-halfcheetah": 4,
+    "sb3-trpo-cartpole": 5,
+    "sb3-ppo-cartpole": 4,
+    "rejax-ppo-cartpole": 1,
+}
 
 
 def overrides(work: Work) -> list[str]:

@@ -18,6 +18,14 @@ vector environment with the same number of environments at random actions. *Ours
 evaluations (whose steps are not counted) are in the time.
 """
 
+PHASE_NOTES = """
+Milliseconds of an iteration of our side, and what the target, in steps/s, leaves for one. *Rule*:
+the update itself. *Other*: bookkeeping of the rollout, advantages, KL and entropy before and after,
+the record. *Floor*: the environment alone at random actions, and the kernels of every optimiser
+step of the work (matrix products, tanh, fused Adam) with no autograd and no loss around them; CG,
+acting and all else are not in it.
+"""
+
 FISHER_NOTES = """
 
 Double backprop: the gradient of (grad KL . v), on a graph that is built once. Matmuls: the matrix

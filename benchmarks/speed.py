@@ -118,6 +118,26 @@ def measure_raw(args: argparse.Namespace) -> Entry:
     return {"turns": turns}
 
 
+def measure_phases(args: argparse.Namespace) -> Entry:
+    """Where our time goes in each pair's work."""
+    profiles = {}
+    for name, (_, work) in PAIRS.items():
+        spec = {"overrides": overrides(work), "seconds": args.seconds / 2}
+        profiles[name] = run(sys.executable, "phases.py", "profile", json.dumps(spec))
+        print(f"  {name}: {profiles[name]['milliseconds']['iteration']:.0f} ms")
+    return {"profiles": profiles}
+
+
+def measure_audits(args: argparse.Namespace) -> Entry:
+    """What the audit of each update adds to an iteration of CartPole-v1 as shipped."""
+    audits = []
+    for algo in ("pg", "npg", "trpo", "ppo"):
+        spec = {"algo": algo, "env_id": "CartPole-v1", "seconds": args.seconds}
+        audits.append(run(sys.executable, "phases.py", "audit", json.dumps(spec)))
+        print(f"  {algo}: {median(audits[-1]['ratios']):.3f}")
+    return {"audits": audits}
+
+
 def measure_fisher(args: argparse.Namespace) -> Entry:
     """A Fisher product against double backprop and against its matrix products."""
     return run(sys.executable, "fisher_product.py")
@@ -144,6 +164,8 @@ def measure_ranks(args: argparse.Namespace) -> Entry:
 JOBS: dict[str, Callable[[argparse.Namespace], Entry]] = {
     **{name: partial(measure_pair, name) for name in PAIRS},
     "raw": measure_raw,
+    "phases": measure_phases,
+    "audits": measure_audits,
     "fisher": measure_fisher,
     "startup": measure_startup,
     "ranks": measure_ranks,
