@@ -56,6 +56,7 @@ def make_policy(hidden: int) -> MLPPolicy:
         spaces.Box(-1.0, 1.0, (ACTION_SIZE,)),
         hidden_sizes=[hidden, hidden],
         activation="tanh",
+        distribution="gaussian",
         log_std_init=-0.5,
         output_gain=0.01,
         normalize_obs=True,

@@ -60,6 +60,7 @@ class EnvConfig:
     backend: str = MISSING
     max_episode_steps: int | None = MISSING
     kwargs: dict[str, Any] = MISSING
+    action_mask: bool = MISSING
 
 
 @dataclass
@@ -313,7 +314,7 @@ def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = N
     torch.manual_seed(cfg.seed)
     if cfg.env.backend == "auto":  # recorded in the saved config
         with naming("env", cfg.env):
-            cfg.env.backend = fastest_backend(cfg.env.id, cfg.env.kwargs)
+            cfg.env.backend = fastest_backend(cfg.env.id, cfg.env.kwargs, cfg.env.action_mask)
     env, eval_env = make_env(cfg), make_env(cfg)
     policy = make_policy(cfg, env)
     baseline = make(cfg, "baseline", env.single_observation_space).to(cfg.device)

@@ -78,7 +78,7 @@ def record_video(
 ) -> None:
     """Write one mp4 for each episode into `folder`, by Gymnasium's recorder.
 
-    `env_settings` are `id`, `kwargs` and `max_episode_steps` as in configs/base.yaml.
+    `env_settings` are those of configs/base.yaml.
 
     Raises:
         ValueError: the environment can't be drawn, or a package is missing (with what to install).
@@ -92,7 +92,7 @@ def record_video(
         return RecordVideo(env, str(folder), episode_trigger=lambda episode: True)
 
     try:
-        env = flat_observations(SyncVectorEnv([make]))
+        env = flat_observations(SyncVectorEnv([make]), env_settings.get("action_mask", False))
         evaluate(
             policy, env, episodes=episodes, seed=seed, deterministic=deterministic, device=device
         )

@@ -80,6 +80,7 @@ def make_policy(kind, action_space=None, **changes):
     settings = {
         "hidden_sizes": [4],
         "activation": "tanh",
+        "distribution": "gaussian",
         "log_std_init": -0.3,
         "output_gain": 0.7,
         "normalize_obs": False,

@@ -161,6 +161,45 @@ class WithSpaces(gym.Env):
         return self.observation_space.sample(), 0.0, self.count == 3, False, {}
 
 
+class Match(gym.Env):
+    """Five steps; the reward is 0 for the action that goes with the context, less for others.
+
+    In context c the action is `targets[c]`; each entry of its flattened form that differs costs as
+    much as it differs by. `mask` is `info` or `key`, where the environment hands out a mask: all
+    but the choice before the target's is allowed, and to take that one is an error.
+    """
+
+    def __init__(self, action_space=TWO_ACTIONS, mask=None):
+        self.action_space, self.mask = action_space, mask
+        action_space.seed(1)
+        self.targets = [spaces.flatten(action_space, action_space.sample()) for _ in range(2)]
+        self.observation_space = spaces.Discrete(2)
+        if mask == "key":
+            masks = spaces.MultiBinary(spaces.flatdim(action_space))
+            self.observation_space = spaces.Dict(action_mask=masks, context=spaces.Discrete(2))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self._draw()
+
+    def step(self, action):
+        taken = spaces.flatten(self.action_space, action)
+        assert self.mask is None or not (taken * (1 - self.allowed)).any(), "a forbidden action"
+        self.count += 1
+        reward = -float(np.abs(taken.astype(float) - self.targets[self.context]).sum())
+        obs, info = self._draw()
+        return obs, reward, False, self.count == 5, info
+
+    def _draw(self):
+        self.context = int(self.np_random.integers(2))
+        target = self.targets[self.context]
+        self.allowed = (1 - np.roll(target, -1)).astype(np.int8) if self.mask else None
+        if self.mask == "key":
+            return {"action_mask": self.allowed, "context": self.context}, {}
+        return self.context, {"action_mask": self.allowed} if self.mask else {}
+
+
 class OneStep(gym.Env):
     """One step an episode; the action is -1 or 1, or any number between them."""
 
@@ -224,7 +263,7 @@ class TwoSteps(OneStep):
 
 PROBES = [ConstantReward, RewardIsObservation, TwoSteps, RewardIsAction, RewardIsProduct]
 
-for env_class in (Counting, RandomLength, Echo, Faulty, WithSpaces):
+for env_class in (Counting, RandomLength, Echo, Faulty, WithSpaces, Match):
     options = {"vector_entry_point": CountingVector} if env_class is Counting else {}
     gym.register(f"{env_class.__name__}-v0", entry_point=env_class, **options)
 for env_class in PROBES:
@@ -250,6 +289,7 @@ def make_policy(env, **settings):
     defaults = {
         "hidden_sizes": [8],
         "activation": "tanh",
+        "distribution": "gaussian",
         "log_std_init": 0.0,
         "output_gain": 1.0,
         "normalize_obs": True,

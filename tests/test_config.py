@@ -17,9 +17,9 @@ from rlopt.config import GROUPS, Config, ConfigError, make_trainer, nearest, rem
 
 FROM_TOP_LEVEL = {"gamma"}
 gym.register(
-    "MultiDiscreteActions-v0",
+    "TextActions-v0",
     entry_point=WithSpaces,
-    kwargs={"action_space": spaces.MultiDiscrete([2, 3])},
+    kwargs={"action_space": spaces.Text(3)},
 )
 
 
@@ -175,6 +175,8 @@ BAD = [
     ("algo=ppo algo.penalty_range=[1]", r"algo.*penalty_range.*\[1\]"),
     ("algo=ppo algo.penalty_range=[2,1]", r"algo.*penalty_range.*\[2, 1\]"),
     ("policy.activation=tanj", r"policy\.activation must be one of tanh, .*, got 'tanj'"),
+    ("policy.distribution=betta", r"policy\.distribution must be one of gauss.*, got 'betta'"),
+    ("policy.distribution=beta", r"policy\.distribution must be gaussian where no action is a Box"),
     ("policy.hidden_sizes=[0]", r"policy\.hidden_sizes must be .* at least 1, got 0"),
     ("policy.hidden_sizes=64", r"policy\.hidden_sizes must be a list of whole numbers, got 64"),
     ("policy.log_std_init=30", r"policy\.log_std_init must be between -20 and 20, got 30"),
@@ -257,9 +259,9 @@ def test_an_optimizer_that_needs_a_closure_is_refused(tmp_path):
 
 
 def test_an_unsupported_space_is_named_with_those_that_are(tmp_path):
-    message = r"^env=MultiDiscreteActions-v0: .*MultiDiscrete.*not supported; Discrete.*Box"
+    message = r"^env=TextActions-v0: actions Text.* not supported; Discrete.*Box"
     with pytest.raises(ConfigError, match=message):
-        make_trainer(compose_config("env=MultiDiscreteActions-v0"), tmp_path)
+        make_trainer(compose_config("env=TextActions-v0"), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

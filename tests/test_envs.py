@@ -221,12 +221,9 @@ def test_an_id_may_name_the_module_to_import():
 @pytest.mark.parametrize(
     "space",
     [
-        spaces.MultiDiscrete([2, 3]),
-        spaces.MultiBinary(2),
-        spaces.Discrete(3, start=1),
-        spaces.Box(-1.0, 1.0, (2, 2)),
+        spaces.Text(3),
         spaces.Box(0, 5, (2,), np.int64),
-        spaces.Tuple([TWO_ACTIONS, TWO_ACTIONS]),
+        spaces.Tuple([TWO_ACTIONS, spaces.Sequence(TWO_ACTIONS)]),
     ],
     ids=lambda space: type(space).__name__,
 )

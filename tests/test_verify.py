@@ -151,7 +151,7 @@ def no_kl_in_the_line_search(patch):
 
 class ForgetsLogStd(MLPPolicy):
     def parameters(self, recurse=True):
-        return (p for name, p in self.named_parameters() if name != "log_std")
+        return (p for name, p in self.named_parameters() if name != "head.log_std")
 
 
 class HasValueHead(MLPPolicy):
