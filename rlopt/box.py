@@ -128,7 +128,7 @@ class SquashedGaussian(Distribution):
 
     def entropy(self) -> Tensor:
         """-E[ln pi(a)] [B], that of u and E[ln of the slope] by Gauss-Hermite quadrature."""
-        nodes, weights = (torch.as_tensor(x).to(self.scale) for x in _gauss_hermite())
+        nodes, weights = (torch.as_tensor(x).to(self.gaussian.mean) for x in _gauss_hermite())
         u = self.gaussian.mean.unsqueeze(-1) + self.gaussian.stddev.unsqueeze(-1) * nodes
         log_slope = 2 * (np.log(2) - u - softplus(-2 * u)) @ weights + self.scale.log()
         return self.gaussian.entropy() + log_slope.sum(-1)

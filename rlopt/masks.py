@@ -91,7 +91,8 @@ class ActionMask(VectorWrapper):
             BrokenEnvError: no action is allowed where there is one to take.
         """
         if self.column is None:
-            mask, features = np.asarray(info.get(KEY)), obs
+            absent = np.zeros((self.num_envs, self.size)) if done.all() else None
+            mask, features = np.asarray(info.get(KEY, absent)), obs
         else:
             mask, features = obs[:, self.column :][:, : self.size], self._without_mask(obs)
         where = f"env={env_id(self.env)}: {call} gave"

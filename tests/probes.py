@@ -19,6 +19,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from rlopt.action_spaces import categories
 from rlopt.config import Config
 from rlopt.envs import make_vector_env
 from rlopt.policies import MLPPolicy
@@ -165,8 +166,8 @@ class Match(gym.Env):
     """Five steps; the reward is 0 for the action that goes with the context, less for others.
 
     In context c the action is `targets[c]`; each entry of its flattened form that differs costs as
-    much as it differs by. `mask` is `info` or `key`, where the environment hands out a mask: all
-    but the choice before the target's is allowed, and to take that one is an error.
+    much as it differs by. `mask` is `info` or `key`, where the environment hands out a mask: each
+    entry's choice before the target's is forbidden, and costs 100.
     """
 
     def __init__(self, action_space=TWO_ACTIONS, mask=None):
@@ -185,16 +186,19 @@ class Match(gym.Env):
 
     def step(self, action):
         taken = spaces.flatten(self.action_space, action)
-        assert self.mask is None or not (taken * (1 - self.allowed)).any(), "a forbidden action"
         self.count += 1
         reward = -float(np.abs(taken.astype(float) - self.targets[self.context]).sum())
+        if self.mask and (taken * (1 - self.allowed)).any():
+            reward = -100.0
         obs, info = self._draw()
         return obs, reward, False, self.count == 5, info
 
     def _draw(self):
         self.context = int(self.np_random.integers(2))
         target = self.targets[self.context]
-        self.allowed = (1 - np.roll(target, -1)).astype(np.int8) if self.mask else None
+        if self.mask:
+            parts = np.split(target, np.cumsum(categories(self.action_space))[:-1])
+            self.allowed = 1 - np.concatenate([np.roll(part, -1) for part in parts]).astype(np.int8)
         if self.mask == "key":
             return {"action_mask": self.allowed, "context": self.context}, {}
         return self.context, {"action_mask": self.allowed} if self.mask else {}
@@ -266,6 +270,18 @@ PROBES = [ConstantReward, RewardIsObservation, TwoSteps, RewardIsAction, RewardI
 for env_class in (Counting, RandomLength, Echo, Faulty, WithSpaces, Match):
     options = {"vector_entry_point": CountingVector} if env_class is Counting else {}
     gym.register(f"{env_class.__name__}-v0", entry_point=env_class, **options)
+MATCHES = {
+    "MultiDiscrete": {"action_space": spaces.MultiDiscrete([3, 2])},
+    "MultiBinary": {"action_space": spaces.MultiBinary(3)},
+    "Dict": {"action_space": spaces.Dict(a=spaces.Discrete(3, start=1), b=UNIT_ACTIONS)},
+    "Box": {"action_space": spaces.Box(np.float32([-1, 0]), np.float32([1, 2]))},
+    "MaskInfo": {"action_space": spaces.Discrete(4), "mask": "info"},
+    "MaskKey": {"action_space": spaces.Discrete(4), "mask": "key"},
+    "MaskMultiInfo": {"action_space": spaces.MultiDiscrete([3, 2]), "mask": "info"},
+    "MaskMultiKey": {"action_space": spaces.MultiDiscrete([3, 2]), "mask": "key"},
+}
+for name, options in MATCHES.items():
+    gym.register(f"Match{name}-v0", entry_point=Match, kwargs=options)
 for env_class in PROBES:
     gym.register(f"{env_class.__name__}-v0", entry_point=env_class)
     gym.register(
@@ -273,7 +289,9 @@ for env_class in PROBES:
     )
 
 
-def make_env(env_id, num_envs=2, backend="sync", max_episode_steps=None, **kwargs):
+def make_env(
+    env_id, num_envs=2, backend="sync", max_episode_steps=None, action_mask=False, **kwargs
+):
     """`make_vector_env` with settings that most tests want."""
     return make_vector_env(
         env_id,
@@ -281,6 +299,7 @@ def make_env(env_id, num_envs=2, backend="sync", max_episode_steps=None, **kwarg
         backend=backend,
         max_episode_steps=max_episode_steps,
         kwargs=kwargs,
+        action_mask=action_mask,
     )
 
 

@@ -152,7 +152,7 @@ def test_initial_std_is_the_setting_in_half_ranges():
     ids=repr,
 )
 def test_unsupported_action_spaces_are_refused_by_name(action_space):
-    with pytest.raises(ValueError, match=r"^(Text|Sequence)\(.* is not supported; Discrete, .* are$"):
+    with pytest.raises(ValueError, match=r"^(Text|Sequence)\(.* is not supported; Discrete, "):
         make_policy("box", action_space)
 
 
