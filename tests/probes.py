@@ -162,6 +162,14 @@ class WithSpaces(gym.Env):
         return self.observation_space.sample(), 0.0, self.count == 3, False, {}
 
 
+class StrictSpaces(WithSpaces):
+    """The same, and an action that is not in the space is an error."""
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return super().step(action)
+
+
 class Match(gym.Env):
     """Five steps; the reward is 0 for the action that goes with the context, less for others.
 
@@ -267,7 +275,7 @@ class TwoSteps(OneStep):
 
 PROBES = [ConstantReward, RewardIsObservation, TwoSteps, RewardIsAction, RewardIsProduct]
 
-for env_class in (Counting, RandomLength, Echo, Faulty, WithSpaces, Match):
+for env_class in (Counting, RandomLength, Echo, Faulty, WithSpaces, StrictSpaces, Match):
     options = {"vector_entry_point": CountingVector} if env_class is Counting else {}
     gym.register(f"{env_class.__name__}-v0", entry_point=env_class, **options)
 MATCHES = {

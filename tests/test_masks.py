@@ -11,7 +11,7 @@ from torch.distributions import kl_divergence
 
 from rlopt import env_state
 from rlopt.action_spaces import categories
-from rlopt.distributions import MASKED
+from rlopt.distributions import MASKED, Categorical
 from rlopt.envs import fastest_backend
 from rlopt.faults import BrokenEnvError
 from rlopt.rollout import Recorder, sample

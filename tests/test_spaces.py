@@ -7,16 +7,19 @@ sampled mean must lie within six of its own standard errors.
 from pathlib import Path
 
 import numpy as np
+import probes
 import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space, iterate
+from probes import make_env
 from scipy import special, stats
 from space_table import CASES, DISCRETE, REFUSED, SPACES, make_policy, random_obs
 from torch.distributions import kl_divergence
 
 from rlopt.action_spaces import BOX_HEADS, HUGE, categories, env_action, leaves, num_columns
 from rlopt.fisher import kl_hessian_metric
+from rlopt.rollout import Recorder, sample
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -162,6 +165,21 @@ def test_environments_get_actions_of_their_space(name, distribution):
         actions = list(iterate(batch_space(space, 50), env_action(space, flat.detach().numpy())))
         assert len(actions) == 50
         assert all(space.contains(action) for action in actions)
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [*((name, "sync") for name in SPACES), ("Dict, nested", "async"), ("MultiDiscrete", "async")],
+)
+def test_rollouts_hold_flat_actions_and_the_environments_their_own(name, backend):
+    """`StrictSpaces` takes nothing that is not in its space."""
+    env = make_env("StrictSpaces-v0", 3, backend, action_space=SPACES[name])
+    recorder = Recorder(env, "cpu", sample)
+    recorder.reset(0)
+    rollout = recorder.record(probes.make_policy(env), quota=None, num_rows=5)
+    width = () if isinstance(SPACES[name], spaces.Discrete) else (num_columns(SPACES[name]),)
+    assert rollout.action.shape == (5, 3, *width)
+    env.close()
 
 
 def test_a_flat_action_goes_to_the_leaves_in_order():
