@@ -103,7 +103,6 @@ class SquashedGaussian(Distribution):
     def __init__(self, params: Tensor, center: Tensor, scale: Tensor) -> None:
         self.gaussian = DiagonalGaussian(params)
         self.center, self.scale = center, scale
-        self.fisher_product = self.gaussian.fisher_product
         shapes = self.gaussian.batch_shape, self.gaussian.event_shape
         super().__init__(*shapes, validate_args=False)
 
@@ -132,6 +131,10 @@ class SquashedGaussian(Distribution):
         u = self.gaussian.mean.unsqueeze(-1) + self.gaussian.stddev.unsqueeze(-1) * nodes
         log_slope = 2 * (np.log(2) - u - softplus(-2 * u)) @ weights + self.scale.log()
         return self.gaussian.entropy() + log_slope.sum(-1)
+
+    def fisher_product(self, u: Tensor) -> Tensor:
+        """M u of the Gaussian below, [B, 2d] -> [B, 2d]."""
+        return self.gaussian.fisher_product(u)
 
 
 @cache

@@ -38,6 +38,7 @@ METHODS = {  # of what each `_target_` makes
 WITHOUT_EFFECT = [  # while a setting has a value, others do nothing
     ("algo.solver", "dense", ["algo.cg_iterations", "algo.cg_tolerance"]),
     ("algo.target_kl", None, ["algo.penalty_range"]),
+    ("policy.distribution", "beta", ["policy.log_std_init"]),
     ("baseline.fit", "gauss_newton", ["baseline.optimizer", "baseline.minibatch_size"]),
     ("baseline.fit", "optimizer", ["baseline.damping", "baseline.cg_iterations"]),
     ("baseline.fit", "optimizer", ["baseline.chunk_size"]),

@@ -137,7 +137,7 @@ def _envpool_agrees(spec: gym.envs.registration.EnvSpec) -> bool:
         (ours.action_space, theirs.gymnasium_action_space),
     ]
     ours.close()
-    return all(type(a) is type(b) and a.shape == b.shape != None for a, b in pairs)  # noqa: E711
+    return all(type(a) is type(b) and a.shape == b.shape and a.shape is not None for a, b in pairs)
 
 
 def _make(

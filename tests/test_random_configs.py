@@ -68,6 +68,7 @@ VALID = {
     "algo.optimizer._target_": ["torch.optim.SGD", "torch.optim.AdamW", "torch.optim.RMSprop"],
     "policy.hidden_sizes": [[], [1], [4, 4]],
     "policy.activation": ["tanh", "relu", "elu", "silu"],
+    "policy.distribution": ["gaussian", "gaussian_state_std", "full_gaussian", "beta"],
     "policy.log_std_init": [-20, -1.0, 0, 5.0],
     "policy.output_gain": [1e-6, 1, 100.0],
     "policy.normalize_obs": YES_NO,

@@ -62,7 +62,7 @@ def test_the_action_that_goes_with_the_context_is_learnt(kind, distribution, alg
     trainer = make(tmp_path, kind, distribution, algo, "total_steps=4000")
     evaluation = trainer.train()
     trainer.logger.close()
-    assert evaluation.mean > -0.5
+    assert evaluation.mean > (-1.5 if kind == "Box" else -0.5)  # it starts at -4.9 to -20
 
 
 @pytest.mark.usefixtures("float64")
