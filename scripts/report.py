@@ -54,7 +54,8 @@ def check_settings(cfg: DictConfig) -> dict[str, Any]:
     """The settings as plain containers."""
     if any(importlib.util.find_spec(name) is None for name in ("matplotlib", "scipy")):
         raise ConfigError("report.py needs a package: pip install -e '.[bench]'")
-    settings = to_dict(cfg)
+    settings = to_dict(cfg) | {"runs": cfg.runs}  # which must be given
+    settings["thresholds"] = settings["thresholds"] or {}
     for key in ("runs", "out"):
         if not isinstance(settings[key], str | None):
             raise ConfigError(f"{key}={settings[key]}: write a path or a glob, in quotes")

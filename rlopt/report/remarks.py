@@ -11,8 +11,7 @@ from rlopt.report.runs import Run
 from rlopt.report.stats import CONFIDENCE, smallest_p
 from rlopt.report.summary import SHOWN, Pair, Summary
 
-FEW_SEEDS = 10  # below them percentile intervals are too narrow (Agarwal et al. 2021, figure 3)
-
+FEW_SEEDS = 10  # below them percentile intervals are too narrow: docs/experiments.md has figures
 NAMED = 6  # groups in a sentence
 
 
