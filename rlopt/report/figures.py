@@ -44,8 +44,8 @@ def panels(
     titles: Sequence[str], num_blocks: int = 1, height: float = HEIGHT, columns: int = COLUMNS
 ) -> tuple[Figure, list[Axes]]:
     """An empty figure with a panel for each title, all of them `num_blocks` times."""
-    used = min(len(titles), columns)
-    rows = math.ceil(len(titles) / used)
+    rows = math.ceil(len(titles) / columns)
+    used = math.ceil(len(titles) / rows)
     width = WIDTH * used if columns == COLUMNS else 2.2 * used + 3
     figure = Figure(figsize=(max(width, 6), height * rows * num_blocks + 0.5), layout="constrained")
     grid = figure.subplots(rows * num_blocks, used, squeeze=False)
@@ -63,11 +63,17 @@ def panels(
     return figure, axes
 
 
+def is_first(ax: Axes) -> bool:
+    """Whether the panel is the first of its row."""
+    place = ax.get_subplotspec()
+    return place is not None and place.is_first_col()
+
+
 def name_axes(axes: Sequence[Axes], x: str, y: str) -> None:
     """Names for the axes of panels that share them: y beside the first of each row."""
-    for i, ax in enumerate(axes):
+    for ax in axes:
         ax.set_xlabel(x, fontsize=10)
-        if i % COLUMNS == 0:
+        if is_first(ax):
             ax.set_ylabel(y, fontsize=10)
 
 
@@ -157,13 +163,12 @@ def improvement(summary: Summary) -> Figure | None:
     if not names:
         return None
     figure, axes = panels(envs, height=0.9 + 0.28 * len(names), columns=MANY_COLUMNS)
-    for i, (ax, env) in enumerate(zip(axes, envs, strict=True)):
+    for ax, env in zip(axes, envs, strict=True):
         for pair in summary.pairs:
             if pair.env == env:
                 draw_pair(ax, -names.index((pair.first, pair.second)), pair)
         ax.axvline(0.5, color="#555555", lw=0.9, ls=":")
-        first = i % MANY_COLUMNS == 0
-        ticks = [f"{a} > {b}" if first else "" for a, b in names]
+        ticks = [f"{a} > {b}" if is_first(ax) else "" for a, b in names]
         ax.set_yticks(range(0, -len(names), -1), ticks)
         ax.set_xticks([0, 0.5, 1], ["0", "½", "1"])
         ax.set(xlim=(-0.05, 1.05), ylim=(0.6 - len(names), 0.6), xlabel="P(first > second)")

@@ -10,9 +10,9 @@ from typing import Any
 from rlopt.report.runs import Run
 
 ALGO = "algo._target_"
-SAME_ENV = ("env.id",)  # environments are panels, not settings
-# Settings that leave the training as it is; a name that ends in a dot is a whole section.
-WITHOUT_CONSEQUENCE = (
+ENV = "env.id"  # environments are panels, not settings
+# Settings that leave the training as it is, and whole sections of them.
+WITHOUT_CONSEQUENCE = {
     "seed",
     "device",
     "num_threads",
@@ -22,11 +22,8 @@ WITHOUT_CONSEQUENCE = (
     "on_nonfinite",
     "resume",
     "resume_force",
-    "checkpoint.",
-    "eval.",
-    "sweep.",
-    "tensorboard.",
-)
+}
+SECTIONS_WITHOUT = ("checkpoint.", "eval.", "sweep.", "tensorboard.")
 MANY_KEYS = 3  # more than these in a label, and only what is unusual is named
 
 
@@ -90,8 +87,7 @@ def distinguishing(runs: Sequence[Run]) -> list[str]:
     varying = [
         key
         for key in sorted(dict.fromkeys(k for run in runs for k in run.config), key=_importance)
-        if not key.startswith(WITHOUT_CONSEQUENCE)
-        if key not in SAME_ENV
+        if key not in {ENV, *WITHOUT_CONSEQUENCE} and not key.startswith(SECTIONS_WITHOUT)
         if any(len({_value(run, key) for run in members}) > 1 for members in by_env.values())
     ]
     named = {key for run in runs for key in run.overridden}
