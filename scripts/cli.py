@@ -46,7 +46,8 @@ def run(main: Callable[[], Any]) -> None:
 def quote(argument: str) -> str:
     """`run=<folder>` with the folder quoted: names of a sweep's folders hold = and commas."""
     key, _, value = argument.partition("=")
-    return f"run='{value}'" if key == "run" and not value.startswith(("'", '"')) else argument
+    quoted = key not in ("run", "runs", "out") or value == "null" or value.startswith(("'", '"'))
+    return argument if quoted else f"{key}='{value}'"
 
 
 @contextmanager
