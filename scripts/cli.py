@@ -76,7 +76,7 @@ def explain(error: Exception) -> str:
     if message.startswith("Error merging override"):
         reason = one_line(error.__cause__ or error).split(" full_key:")[0]
         return f"{message.split()[-1]}: {reason}"
-    if "Could not load 'hydra/launcher/" in message:
+    if re.search("Could not load 'hydra/(launcher|sweeper)/", message):
         return f"{message} It comes with: pip install -e '.[sweep]'"
     return message.split(" Config search path:")[0]
 
