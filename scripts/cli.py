@@ -61,6 +61,8 @@ def one_line_errors() -> Iterator[None]:
     except MISTAKES as error:
         sys.exit(f"error: {explain(error)}" if is_first_to_ask() else 1)
     except ValueError as error:
+        if str(error) == "Record does not exist.":  # what Optuna says of a study's best trial
+            sys.exit("error: every trial failed, see failed.txt in the sweep's folder")
         if not str(error).startswith("Config group override must be"):
             raise
         nulls = " ".join(a for a in sys.argv[1:] if a.endswith("=null") and "." not in a)

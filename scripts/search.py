@@ -41,8 +41,8 @@ def prepare(config: DictConfig, swept: Sequence[Override], folder: Path) -> None
         else:
             requeue(study, each.number)
     sweeper.n_trials = max(0, settings.trials - done)
-    if sweeper.sampler.get("seed") is not None:  # else it would draw the first trials once more
-        sweeper.sampler.seed += done
+    if "seed" in sweeper.sampler:  # the same one again would draw the first trials once more
+        sweeper.sampler.seed = (sweeper.sampler.seed or 0) + done
 
 
 def refuse(config: DictConfig, swept: Sequence[Override]) -> None:
