@@ -21,11 +21,13 @@ from test_train_script import (
 )
 
 import sweep
-from rlopt.config import Config
+from rlopt.config import Config, ConfigError
+from rlopt.folder import claimed
 
 ConfigStore.instance().store("schema", Config)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Optuna 2 on SQLAlchemy
 KL = "algo.max_kl=tag(log,interval(0.001,0.1))"
+LONGER = ["total_steps=1500", "eval.every=500", "checkpoint.every=300"]
 SEARCH = ["-m", *SMALL, "sweep=optuna", "sweep.seeds=[100,101]"]
 
 
@@ -33,11 +35,14 @@ def search(folder, *arguments):
     return run_here("train.py", *SEARCH, f"hydra.sweep.dir={folder}", *arguments)[0]
 
 
-def trials_of(folder):
+def study_of(folder):
     import optuna
 
-    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder}/optuna.db")
-    return study.get_trials()
+    return optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder}/optuna.db")
+
+
+def trials_of(folder):
+    return study_of(folder).get_trials()
 
 
 def composed(*overrides):
@@ -138,7 +143,7 @@ def test_a_run_has_no_settings_of_a_sweep(override, tmp_path):
 
 
 def test_trials_that_fail_or_repeat_others_count_and_the_rest_go_on(tmp_path):
-    arguments = ["algo.max_kl=-1,0.01", "sweep.trials=5", "hydra/sweeper/sampler=random"]
+    arguments = ["algo.max_kl=-1,0.01", "sweep.trials=4", "hydra/sweeper/sampler=random"]
     assert search(tmp_path, *arguments).startswith("error: ")
     by_value = {}
     for trial in trials_of(tmp_path):
@@ -150,16 +155,49 @@ def test_trials_that_fail_or_repeat_others_count_and_the_rest_go_on(tmp_path):
     failed = (tmp_path / "failed.txt").read_text()
     assert failed.count("algo.max_kl must be greater than 0, got -1") == len(by_value["-1"])
 
-    before = content(tmp_path)
-    code = search(tmp_path, *arguments)
-    assert code.endswith("holds a sweep: add sweep.resume=true, or name another")
-    code = search(tmp_path, *arguments, "sweep.resume=true", "gamma=0.5")
-    assert code.endswith(f"the sweep in {tmp_path} differs in gamma=0.5")
-    assert content(tmp_path) == before
+
+def test_a_folder_that_holds_a_search_goes_on_with_the_same_one_alone(tmp_path):
+    config = sweeps_config("sweep=optuna", KL).copy()
+    config.hydra.sweep.dir = str(tmp_path)
+    sweep.prepare(config.copy())
+    with pytest.raises(ConfigError, match="holds a sweep: add"):
+        sweep.prepare(config.copy())
+    config.sweep.resume = True
+    with pytest.raises(ConfigError, match=r"sweep\.resume=true needs"):
+        sweep.prepare(config.copy())
+    config.hydra.overrides.hydra.append(f"hydra.sweep.dir={tmp_path}")
+    config.hydra.overrides.task += ["sweep.resume=true", "sweep.jobs=1", "sweep=[optuna,joblib]"]
+    sweep.prepare(config.copy())
+    config.hydra.overrides.task.append("gamma=0.5")
+    with pytest.raises(ConfigError, match=f"the sweep in {tmp_path} differs in gamma=0.5"):
+        sweep.prepare(config.copy())
+    (tmp_path / "trial").mkdir()
+    with claimed(tmp_path / "trial"), pytest.raises(ConfigError, match="by another process"):
+        sweep.prepare(config.copy())
+
+
+def test_steps_to_a_threshold_are_minimised_and_a_sampler_is_not_seeded_alike_twice(tmp_path):
+    config = sweeps_config("sweep=optuna", KL).copy()
+    config.hydra.sweep.dir, config.stop_at_return = str(tmp_path), 9.0
+    config.sweep.objective, config.sweep.resume = "steps_to_threshold", True
+    config.hydra.overrides.hydra.append(f"hydra.sweep.dir={tmp_path}")
+    first, second = config.copy(), config.copy()
+    sweep.prepare(first)
+    assert first.hydra.sweeper.direction == "minimize"
+    assert (first.hydra.sweeper.n_trials, first.hydra.sweeper.sampler.seed) == (20, 0)
+    study = study_of(tmp_path)
+    for value in (None, 3.0, 2.0):  # the first one is left running
+        trial = study.ask()
+        trial.suggest_float("algo.max_kl", 0.001, 0.1, log=True)
+        if value is not None:
+            study.tell(trial, value)
+    sweep.prepare(second)
+    assert (second.hydra.sweeper.n_trials, second.hydra.sweeper.sampler.seed) == (18, 2)
+    assert study_of(tmp_path).ask().number == 0
 
 
 def test_a_search_that_is_killed_goes_on_and_ends_with_as_many_trials(tmp_path):
-    folder, arguments = tmp_path / "sweep", [KL, "sweep.trials=3", "total_steps=2000"]
+    folder, arguments = tmp_path / "sweep", [KL, "sweep.trials=3", *LONGER]
     started = process("train.py", *SEARCH, f"hydra.sweep.dir={folder}", *arguments)
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline:  # until the second seed of the second trial has a checkpoint
@@ -186,5 +224,5 @@ def test_a_search_that_is_killed_goes_on_and_ends_with_as_many_trials(tmp_path):
     (place,) = folder.glob(f"algo.max_kl={killed.params['algo.max_kl']},*")
     assert summary_of(place / "seed101")["resumed_at"] > 0
     override = f"algo.max_kl={killed.params['algo.max_kl']}"
-    alone = train(tmp_path / "alone", "total_steps=2000", "seed=101", override)
+    alone = train(tmp_path / "alone", *LONGER, "seed=101", override)
     assert timeless(place / "seed101") == timeless(alone)
