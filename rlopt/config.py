@@ -80,9 +80,13 @@ class CheckpointConfig:
 
 @dataclass
 class SweepConfig:
-    """What a sweep does with jobs that it finds done."""
+    """How a sweep runs; no part of any run's own config."""
 
     resume: bool = MISSING
+    jobs: int = MISSING
+    trials: int | None = MISSING
+    seeds: list[int] | None = MISSING
+    objective: str | None = MISSING
 
 
 @dataclass
@@ -126,7 +130,6 @@ def validate(cfg: DictConfig) -> None:
         check.between(1, MOST_THREADS, num_threads=cfg.num_threads)
         check.fraction(gamma=cfg.gamma)
         check.flag(standardize_advantage=cfg.standardize_advantage, diagnostics=cfg.diagnostics)
-        check.flag(**{"sweep.resume": cfg.sweep.resume})
         if cfg.stop_at_return is not None:
             check.number(stop_at_return=cfg.stop_at_return)
         if cfg.chunk_size is not None:

@@ -62,6 +62,8 @@ def one_line_errors() -> Iterator[None]:
     except MISTAKES as error:
         sys.exit(f"error: {explain(error)}" if is_first_to_ask() else 1)
     except ValueError as error:
+        if str(error) == "Record does not exist.":  # what Optuna says of a study's best trial
+            sys.exit("error: every trial failed, see failed.txt in the sweep's folder")
         if not str(error).startswith("Config group override must be"):
             raise
         nulls = " ".join(a for a in sys.argv[1:] if a.endswith("=null") and "." not in a)
@@ -77,7 +79,7 @@ def explain(error: Exception) -> str:
     if message.startswith("Error merging override"):
         reason = one_line(error.__cause__ or error).split(" full_key:")[0]
         return f"{message.split()[-1]}: {reason}"
-    if "Could not load 'hydra/launcher/" in message:
+    if re.search("Could not load 'hydra/(launcher|sweeper)/", message):
         return f"{message} It comes with: pip install -e '.[sweep]'"
     return message.split(" Config search path:")[0]
 

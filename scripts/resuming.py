@@ -22,7 +22,6 @@ FREE = {
     "eval.episodes",
     "eval.final_episodes",
     "checkpoint.every",
-    "sweep.resume",
 }
 log = logging.getLogger("train")
 

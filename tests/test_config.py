@@ -79,15 +79,6 @@ def test_a_choice_sets_exactly_the_keyword_parameters_of_its_target(group, choic
     assert to_dict(cfg[group]) == to_dict(file[group])
 
 
-@pytest.mark.parametrize("path", yaml_files("hydra/launcher/*.yaml"), ids=str)
-def test_a_launchers_settings_are_those_of_its_plugin(path):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("train", [f"hydra/launcher={path.stem}"], return_hydra_config=True)
-    settings = OmegaConf.load(CONFIGS / path)
-    del settings["defaults"]
-    assert cfg.hydra.launcher.items() >= settings.items()
-
-
 def test_base_yaml_has_a_value_for_every_key_of_the_schema():
     base = OmegaConf.to_container(OmegaConf.load(CONFIGS / "base.yaml"))
     values = dict(leaves(base))
