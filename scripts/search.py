@@ -34,15 +34,13 @@ def prepare(config: DictConfig, swept: Sequence[Override], folder: Path) -> None
     settings, sweeper = config.sweep, config.hydra.sweeper
     sweeper.direction = DIRECTIONS[settings.objective]
     study = open_study(config, folder)
-    done = 0
-    for each in study.get_trials(deepcopy=False):
-        if each.state.is_finished():
-            done += 1
-        else:
-            requeue(study, each.number)
-    sweeper.n_trials = max(0, settings.trials - done)
+    drawn = study.get_trials(deepcopy=False)
+    running = [each.number for each in drawn if not each.state.is_finished()]
+    for number in running:
+        requeue(study, number)
+    sweeper.n_trials = max(0, settings.trials - len(drawn) + len(running))
     if "seed" in sweeper.sampler:  # the same one again would draw the first trials once more
-        sweeper.sampler.seed = (sweeper.sampler.seed or 0) + done
+        sweeper.sampler.seed = (sweeper.sampler.seed or 0) + len(drawn)
 
 
 def refuse(config: DictConfig, swept: Sequence[Override]) -> None:

@@ -91,8 +91,12 @@ def refuse_to_resume(folder: Path, named: bool) -> None:
     if not named:
         raise ConfigError("sweep.resume=true needs hydra.sweep.dir=<the folder of the sweep>")
     for lock in folder.rglob(LOCK):
-        with claimed(lock.parent):
-            """A process that was killed left it."""
+        try:
+            with claimed(lock.parent):
+                """A process that was killed left it."""
+        except ConfigError as error:
+            at_work = f"a process is still at work in {lock.parent}: wait for it, or end it"
+            raise ConfigError(f"sweep.resume=true: {at_work}") from error
 
 
 def refuse_search(settings: DictConfig, swept: Iterable[Override]) -> None:
