@@ -106,11 +106,11 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
-    algo: dict[str, Any] = MISSING
-    policy: dict[str, Any] = MISSING
-    advantage: dict[str, Any] = MISSING
-    baseline: dict[str, Any] = MISSING
-    rollout: dict[str, Any] = MISSING
+    algo: dict[str, Any] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=dict)
+    advantage: dict[str, Any] = field(default_factory=dict)
+    baseline: dict[str, Any] = field(default_factory=dict)
+    rollout: dict[str, Any] = field(default_factory=dict)
 
 
 def validate(cfg: DictConfig) -> None:
@@ -200,6 +200,20 @@ def remarks(cfg: DictConfig, overridden: list[str]) -> list[str]:
                 f"rollout.episodes={cfg.rollout.episodes}"
             )
     return lines
+
+
+def read_config(run: Path) -> DictConfig:
+    """The config that a run folder has recorded.
+
+    Raises:
+        ConfigError: it is no run folder.
+    """
+    path = run / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"run={run} is no run folder: it has no .hydra/config.yaml")
+    cfg = OmegaConf.load(path)
+    assert isinstance(cfg, DictConfig)
+    return cfg
 
 
 def make(cfg: DictConfig, section: str, *args: Any) -> Any:
