@@ -34,14 +34,14 @@ def main(cfg: DictConfig) -> None:
             f"return mean {result.mean:.2f}  std {result.std:.2f}  "
             f"min {min(result.returns):.2f}  max {max(result.returns):.2f}"
         )
+        folder = Path(cfg.run) / "videos"
         if cfg.video:
-            folder = Path(cfg.run) / "videos"
             options |= {"episodes": cfg.video_episodes, "device": run_cfg.device}
             try:
                 record_video(policy, run_cfg.env, folder, **options)
             except ValueError as error:
                 raise ConfigError(one_line(error)) from error
-            print(f"wrote {folder}")
+        print(f"wrote {folder if cfg.video else 'nothing'}")
 
 
 def load_run(cfg: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
