@@ -58,10 +58,11 @@ def _group(configs: Path, name: str, default: str, comment: str) -> str:
     """One group: its default, and each choice as it is in its file."""
     lines = [f"--- {name}" + (f": {comment}" if comment else ""), ""]
     folder = configs / name
+    width = max((len(str(path.relative_to(folder))) for path in folder.rglob("*.yaml")), default=0)
     for path in sorted(folder.rglob("*.yaml"), key=lambda path: (path.stem != default, path)):
         choice, text = f"{path.relative_to(folder).with_suffix('')}", path.read_text()
         if name in WHOLE_PRESETS:
-            lines.append(f"{name}={choice:24} {_head(text)}".rstrip())
+            lines.append(f"{name}={choice:{width}}{_head(text)}".rstrip())
             continue
         lines.append(f"{name}={choice}" + ("    (the default)" if choice == default else ""))
         lines += [*(f"  {line}" for line in text.splitlines()), ""]
