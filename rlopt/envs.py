@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import warnings
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium as gym
@@ -54,9 +55,9 @@ def make_vector_env(
     env_id: str,
     *,
     num_envs: int,
-    backend: str,
-    max_episode_steps: int | None,
-    kwargs: Mapping[str, Any],
+    backend: str = "auto",
+    max_episode_steps: int | None = None,
+    kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> VectorEnv:
     """A vector environment of `num_envs` copies of any registered id.
 

@@ -32,6 +32,14 @@ def mode(dist: Distribution) -> Tensor:
     return dist.mode
 
 
+def within_bounds(action: NDArray, space: spaces.Space) -> NDArray:
+    """Actions [B, *] as an environment takes them: clipped to a Box, in its type."""
+    if not isinstance(space, spaces.Box):
+        return action
+    clipped = np.minimum(np.maximum(action, space.low), space.high)
+    return clipped.astype(space.dtype, copy=False)
+
+
 class EndlessEpisodeError(ValueError):
     """An episode did not end within the limit."""
 
@@ -73,11 +81,7 @@ class Recorder:
     def _act(self, policy: Policy) -> tuple[NDArray, NDArray]:
         """Actions as sampled, and as the environment takes them: within the bounds of a Box."""
         action = self.choose(policy(float_tensor(self.obs, self.device))).cpu().numpy()
-        space = self.env.single_action_space
-        if not isinstance(space, spaces.Box):
-            return action, action
-        clipped = np.minimum(np.maximum(action, space.low), space.high)
-        return action, clipped.astype(space.dtype, copy=False)
+        return action, within_bounds(action, self.env.single_action_space)
 
     def record(
         self,

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -20,6 +21,7 @@ from rlopt.distributed import LostProcessError, is_first_to_ask
 from rlopt.faults import BrokenEnvError
 from rlopt.linalg import SingularMatrixError
 from rlopt.rollout import EndlessEpisodeError
+from usage import help_text
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 MISTAKES = (
@@ -37,6 +39,13 @@ MISTAKES = (
 
 def run(main: Callable[[], Any]) -> None:
     """Call a `hydra.main` function; a user's mistake is one line, a defect of ours a traceback."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        script = Path(sys.argv[0])
+        about = sys.modules["__main__"].__doc__ or ""
+        print(help_text(about, CONFIGS / f"{script.stem}.yaml", f"python {script}", sys.argv[1:]))
+        return
+    if not sys.stderr.isatty():  # Gymnasium's warnings bring their colours into files too
+        gymnasium.logger.colorize = lambda string, *_, **__: string
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand us the exception in place of printing its own text
     sys.argv = [quote(argument) for argument in sys.argv]
     with one_line_errors():

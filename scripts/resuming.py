@@ -22,6 +22,8 @@ FREE = {
     "eval.episodes",
     "eval.final_episodes",
     "checkpoint.every",
+    "log.histograms",
+    "log.video",
 }
 log = logging.getLogger("train")
 

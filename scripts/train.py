@@ -1,4 +1,7 @@
-"""Train a policy: python scripts/train.py algo=npg env=CartPole-v1."""
+"""Train a policy: python scripts/train.py algo=npg env=CartPole-v1.
+
+With -m every combination of lists: python scripts/train.py -m algo=pg,npg 'seed=range(5)'.
+"""
 
 from __future__ import annotations
 
@@ -79,6 +82,7 @@ def make_and_run(cfg: DictConfig, overrides: list[str], folder: Path) -> float:
     trainer = make_trainer(cfg, folder, state)
     where = f"{cfg.env.id} ({cfg.env.num_envs} environments, {cfg.env.backend})"
     log.info("%s on %s, seed %d, tuned settings: %s", algo, where, cfg.seed, tuned or "none")
+    log.info("writing %s", folder)
     for remark in remarks(cfg, [o.lstrip("+~").split("=")[0] for o in overrides]):
         log.info("note: %s", remark)
     why_inexact = trainer.rollout.why_inexact()
@@ -110,6 +114,8 @@ def run(trainer: Trainer, folder: Path, about: dict[str, Any]) -> float:
         seconds = time.perf_counter() - start
         summary = {**about, **summarize(trainer, evaluation, seconds), "status": status}
         end(trainer, folder, {**summary, "error": reason})
+        if evaluation is None:
+            log.info("%s after %d steps, wrote %s", status, trainer.env_steps, folder)
     log.info("%.0f s, evaluation %.1f +- %.1f", seconds, evaluation.mean, evaluation.std)
     log.info("wrote %s", folder)
     return evaluation.mean

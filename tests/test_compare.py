@@ -44,6 +44,7 @@ def make_policy(env):
         activation="tanh",
         log_std_init=-0.5,
         output_gain=0.5,
+        orthogonal_init=True,
         normalize_obs=False,
     )
 
@@ -150,6 +151,7 @@ def test_a_kl_that_no_scale_reaches_is_nan(float64):
         activation="tanh",
         log_std_init=0.0,
         output_gain=0.1,
+        orthogonal_init=True,
         normalize_obs=False,
     )
     batch = random_batch(policy, 2)
