@@ -23,7 +23,7 @@ WITHOUT_CONSEQUENCE = {
     "resume",
     "resume_force",
 }
-SECTIONS_WITHOUT = ("checkpoint.", "eval.", "sweep.", "tensorboard.")
+SECTIONS_WITHOUT = ("checkpoint.", "eval.", "sweep.", "log.")
 MANY_KEYS = 3  # more than these in a label, and only what is unusual is named
 
 
