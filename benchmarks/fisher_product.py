@@ -42,6 +42,7 @@ def make_problem(obs_size: int, action_space: spaces.Space) -> tuple[MLPPolicy, 
         distribution="gaussian",
         log_std_init=-0.5,
         output_gain=0.01,
+        orthogonal_init=True,
         normalize_obs=True,
     )
     obs = torch.randn(BATCH, obs_size)

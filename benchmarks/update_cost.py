@@ -59,6 +59,7 @@ def make_policy(hidden: int) -> MLPPolicy:
         distribution="gaussian",
         log_std_init=-0.5,
         output_gain=0.01,
+        orthogonal_init=True,
         normalize_obs=True,
     )
 

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import warnings
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium as gym
@@ -22,7 +23,7 @@ from gymnasium.wrappers.vector import FlattenObservation
 
 from rlopt import check
 from rlopt.action_spaces import leaves
-from rlopt.masks import ActionMask, has_mask
+from rlopt.masks import ActionMask, mask_column
 
 BACKENDS = ["auto", "vector_entry_point", "envpool", "sync", "async"]
 # Ids whose dynamics in EnvPool are not Gymnasium's: its pendulum moves on with the speed before
@@ -56,9 +57,9 @@ def make_vector_env(
     env_id: str,
     *,
     num_envs: int,
-    backend: str,
-    max_episode_steps: int | None,
-    kwargs: Mapping[str, Any],
+    backend: str = "auto",
+    max_episode_steps: int | None = None,
+    kwargs: Mapping[str, Any] = MappingProxyType({}),
     action_mask: bool = False,
 ) -> VectorEnv:
     """A vector environment of `num_envs` copies of any registered id.
@@ -105,7 +106,8 @@ def flat_observations(env: VectorEnv, action_mask: bool) -> VectorEnv:
     space = env.single_observation_space
     is_flat = isinstance(space, spaces.Box) and len(space.shape) == 1
     flat = env if is_flat else FlattenObservation(env)
-    return ActionMask(flat, space) if action_mask or has_mask(space) else flat
+    masked = action_mask or mask_column(space) is not None
+    return ActionMask(flat, space) if masked else flat
 
 
 def fastest_backend(env_id: str, kwargs: Mapping[str, Any], action_mask: bool = False) -> str:

@@ -31,8 +31,34 @@ def mask_size(space: spaces.Space) -> int:
     return space.mask_size if isinstance(space, MaskedBox) else 0
 
 
+def mask_column(space: spaces.Space) -> int | None:
+    """Where the mask starts in the flattened observation; None where it is no key of them."""
+    if not isinstance(space, spaces.Dict) or KEY not in space.spaces:
+        return None
+    names = list(space)
+    return sum(spaces.flatdim(space[name]) for name in names[: names.index(KEY)])
+
+
+def mask_last(space: spaces.Space, flat: NDArray, size: int, mask: Any) -> NDArray:
+    """Flattened observations [N, d] of a space, with masks of `size` entries behind the rest.
+
+    They are the key of the space, else `mask` [N, size].
+
+    Raises:
+        ValueError: `mask` is needed and of another shape.
+    """
+    column = mask_column(space)
+    if column is not None:
+        own = np.s_[column : column + size]
+        return np.concatenate([np.delete(flat, own, axis=1), flat[:, own]], axis=1)
+    if np.shape(mask) != (len(flat), size):
+        found = "none" if mask is None else f"one of shape {np.shape(mask)[1:]}"
+        raise ValueError(f"an {KEY} of shape ({size},) is due, got {found}")
+    return np.concatenate([flat, mask], axis=1)
+
+
 class ActionMask(VectorWrapper):
-    """Puts `info["action_mask"]`, or the observation's key of that name, last in the observation.
+    """Puts the observation's key `action_mask`, or else that of `info`, last in the observation.
 
     Of Discrete(n) actions the mask has n entries, of MultiDiscrete as many as all choices together,
     one entry of the action after the other.
@@ -47,31 +73,26 @@ class ActionMask(VectorWrapper):
 
     def __init__(self, env: VectorEnv, space: spaces.Space) -> None:
         super().__init__(env)
-        action = env.single_action_space
+        action, flat = env.single_action_space, env.single_observation_space
         sizes = categories(action)
         if not sizes:
             raise ValueError(f"action masks are for Discrete and MultiDiscrete, not for {action}")
         self.size = sum(sizes)
         self.starts = np.cumsum([0, *sizes[:-1]])
-        flat: Any = env.single_observation_space
-        self.column: int | None = None  # of the mask in the flattened observation
-        if has_mask(space):
+        self.space = space
+        assert isinstance(flat, spaces.Box)
+        low, high = flat.low, flat.high
+        if mask_column(space) is not None:
             assert isinstance(space, spaces.Dict)
-            names = list(space)
-            before = names[: names.index(KEY)]
-            self.column = sum(spaces.flatdim(space[name]) for name in before)
             found = spaces.flatdim(space[KEY])
             if found != self.size:
-                raise ValueError(f"the observation's {KEY} has {found} entries, {action} needs "
-                                 f"{self.size}")  # fmt: skip
-            low, high = (self._without_mask(x[None])[0] for x in (flat.low, flat.high))
-            flat = spaces.Box(low, high, dtype=flat.dtype)
-        self.single_observation_space = MaskedBox(flat, self.size)
+                needs = f"{action} needs {self.size}"
+                raise ValueError(f"the observation's {KEY} has {found} entries, {needs}")
+            low, high = (mask_last(space, x[None], self.size, None)[0] for x in (low, high))
+            low, high = low[: -self.size], high[: -self.size]
+        features = spaces.Box(low, high, dtype=low.dtype)
+        self.single_observation_space = MaskedBox(features, self.size)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
-
-    def _without_mask(self, x: NDArray) -> NDArray:
-        assert self.column is not None
-        return np.delete(x, np.s_[self.column : self.column + self.size], axis=1)
 
     def reset(self, **kwargs: Any) -> tuple[NDArray, dict[str, Any]]:
         """Start a fresh episode in every environment."""
@@ -84,32 +105,20 @@ class ActionMask(VectorWrapper):
         obs = self._mask_last("step", obs, info, terminated | truncated)
         return obs, reward, terminated, truncated, info
 
-    def _mask_last(self, call: str, obs: Any, info: dict[str, Any], done: NDArray) -> NDArray:
-        """Observations [N, d] with masks [N, n] behind their features.
+    def _mask_last(self, call: str, flat: Any, info: dict[str, Any], done: NDArray) -> NDArray:
+        """Observations [N, d] with masks behind their features; at an episode's end any will do.
 
         Raises:
             BrokenEnvError: no action is allowed where there is one to take.
         """
-        if self.column is None:
-            absent = np.zeros((self.num_envs, self.size)) if done.all() else None
-            mask, features = np.asarray(info.get(KEY, absent)), obs
-        else:
-            mask, features = obs[:, self.column :][:, : self.size], self._without_mask(obs)
-        where = f"env={env_id(self.env)}: {call} gave"
-        if mask.shape != (self.num_envs, self.size):
-            found = f"one of shape {mask.shape[1:]}" if mask.shape else "none"
-            raise BrokenEnvError(
-                f'{where} {found} as info["{KEY}"], where masks of '
-                f"{self.env.single_action_space} have shape ({self.size},)"
-            )
-        forbidden = ~np.logical_or.reduceat(mask != 0, self.starts, axis=1).all(axis=1) & ~done
-        if forbidden.any():
-            index = np.flatnonzero(forbidden)[0]
-            raise BrokenEnvError(f"{where} environment {index} a mask that allows no action")
-        dtype = self.single_observation_space.dtype
-        return np.concatenate([features, mask != 0], axis=1, dtype=dtype)
-
-
-def has_mask(space: spaces.Space) -> bool:
-    """Whether the observations have a key that says which actions are allowed."""
-    return isinstance(space, spaces.Dict) and KEY in space.spaces
+        none = np.zeros((self.num_envs, self.size), np.int8) if done.all() else None
+        try:
+            obs = mask_last(self.space, flat, self.size, info.get(KEY, none))
+        except ValueError as error:
+            raise BrokenEnvError(f"env={env_id(self.env)}: {call}: {error} in info") from error
+        allowed = np.logical_or.reduceat(obs[:, -self.size :] != 0, self.starts, axis=1)
+        stuck = np.flatnonzero(~allowed.all(axis=1) & ~done)
+        if len(stuck):
+            who = f"env={env_id(self.env)}: {call}: environment {stuck[0]}"
+            raise BrokenEnvError(f"{who} gave an {KEY} that allows no action")
+        return obs.astype(self.single_observation_space.dtype, copy=False)

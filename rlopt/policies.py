@@ -32,13 +32,17 @@ class Perceptron(nn.Sequential):
         return output.view(*input.shape[:-1], -1)
 
 
-def mlp(sizes: Sequence[int], activation: str, output_gain: float) -> Perceptron:
-    """A fully connected network, orthogonal weights of gain sqrt 2 (`output_gain` on the last).
+def mlp(
+    sizes: Sequence[int], activation: str, output_gain: float, orthogonal_init: bool
+) -> Perceptron:
+    """A fully connected network; biases start at 0.
 
     Args:
         sizes: widths from the input to the output; two of them make a linear map.
         activation: a key of `ACTIVATIONS`.
         output_gain: small for a policy, which then starts near uniform; 1 for a value.
+        orthogonal_init: orthogonal weights of gain sqrt 2, of `output_gain` in the last layer; else
+            those that `nn.Linear` draws, uniform on +- 1 / sqrt(width), times `output_gain` there.
 
     Source: Andrychowicz et al. 2021, "What matters for on-policy deep actor-critic methods?",
     section 3.2.
@@ -47,13 +51,17 @@ def mlp(sizes: Sequence[int], activation: str, output_gain: float) -> Perceptron
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
         layer = nn.Linear(fan_in, fan_out)
-        nn.init.orthogonal_(layer.weight, 2**0.5)
+        if orthogonal_init:
+            nn.init.orthogonal_(layer.weight, 2**0.5)
         nn.init.zeros_(layer.bias)
         layers += [layer, ACTIVATIONS[activation]()]
     network = Perceptron(*layers[:-1])
     last = network[-1]
     assert isinstance(last, nn.Linear)
-    nn.init.orthogonal_(last.weight, output_gain)
+    if orthogonal_init:
+        nn.init.orthogonal_(last.weight, output_gain)
+    else:
+        last.weight.data.mul_(output_gain)
     return network
 
 
@@ -70,7 +78,8 @@ class MLPPolicy(nn.Module):
         activation: `tanh`, `relu`, `elu` or `silu`.
         distribution: of Box actions, a key of `action_spaces.BOX_HEADS`.
         log_std_init: initial log std of a Gaussian, in units of half the action range.
-        output_gain: orthogonal gain of the last layer.
+        output_gain: gain of the last layer.
+        orthogonal_init: orthogonal initial weights in place of `nn.Linear`'s.
         normalize_obs: standardise observations by running statistics.
 
     Raises:
@@ -87,12 +96,13 @@ class MLPPolicy(nn.Module):
         distribution: str,
         log_std_init: float,
         output_gain: float,
+        orthogonal_init: bool,
         normalize_obs: bool,
     ) -> None:
         super().__init__()
         check.sizes(hidden_sizes=hidden_sizes)
         check.positive(output_gain=output_gain)
-        check.flag(normalize_obs=normalize_obs)
+        check.flag(orthogonal_init=orthogonal_init, normalize_obs=normalize_obs)
         if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
             raise ValueError(f"needs flat Box observations, got {observation_space}")
         self.mask_size = mask_size(observation_space)
@@ -100,7 +110,7 @@ class MLPPolicy(nn.Module):
         self.head = make_head(action_space, distribution, log_std_init)
         self.normalizer = RunningNorm(obs_size) if normalize_obs else None
         sizes = [obs_size, *hidden_sizes, self.head.num_outputs]
-        self.network = mlp(sizes, activation, output_gain)
+        self.network = mlp(sizes, activation, output_gain, orthogonal_init)
 
     def dist_params(self, obs: Tensor) -> Tensor:
         """Observations [B, d] to the parameters of the distribution [B, k]."""

@@ -114,6 +114,7 @@ def tabular_policy(pi: Tensor, hidden_sizes: Sequence[int] = ()) -> MLPPolicy:
         distribution="gaussian",
         log_std_init=0.0,
         output_gain=1.0,
+        orthogonal_init=True,
         normalize_obs=False,
     ).double()
     last = policy.network[-1]

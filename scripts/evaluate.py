@@ -7,12 +7,13 @@ from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 import cli
-from rlopt import check, checkpoint
-from rlopt.config import ConfigError, make_env, make_policy, one_line
+from rlopt import check
+from rlopt.config import ConfigError, make_env, one_line
 from rlopt.evaluate import evaluate, record_video
+from rlopt.trained import load_policy, read_run
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
@@ -21,8 +22,7 @@ def main(cfg: DictConfig) -> None:
     with cli.one_line_errors():
         run_cfg, state = load_run(cfg)
         env = make_env(run_cfg)
-        policy = make_policy(run_cfg, env)
-        load_policy(policy, state, cfg.checkpoint)
+        policy = load_policy(run_cfg, env, state, cfg.checkpoint)
         options: dict[str, Any] = {"seed": cfg.seed, "deterministic": cfg.deterministic}
         result = evaluate(policy, env, episodes=cfg.episodes, device=run_cfg.device, **options)
         kind = "deterministic" if cfg.deterministic else "sampled"
@@ -34,45 +34,29 @@ def main(cfg: DictConfig) -> None:
             f"return mean {result.mean:.2f}  std {result.std:.2f}  "
             f"min {min(result.returns):.2f}  max {max(result.returns):.2f}"
         )
+        folder = Path(cfg.run) / "videos"
         if cfg.video:
-            folder = Path(cfg.run) / "videos"
             options |= {"episodes": cfg.video_episodes, "device": run_cfg.device}
             try:
                 record_video(policy, run_cfg.env, folder, **options)
             except ValueError as error:
                 raise ConfigError(one_line(error)) from error
-            print(f"wrote {folder}")
+        print(f"wrote {folder if cfg.video else 'nothing'}")
 
 
 def load_run(cfg: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
     """A run's config, with this command's environments and backend, and its checkpoint."""
-    folder = Path(cfg.run)
-    path = folder / ".hydra" / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"run={cfg.run} is no run folder: it has no .hydra/config.yaml")
     try:
-        check.one_of(["last", "best"], checkpoint=cfg.checkpoint)
         check.whole(episodes=cfg.episodes, num_envs=cfg.num_envs, video_episodes=cfg.video_episodes)
         check.whole(0, seed=cfg.seed)
         check.flag(deterministic=cfg.deterministic, video=cfg.video)
-        state = checkpoint.load(folder / "checkpoints" / f"{cfg.checkpoint}.pt")
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    run_cfg = OmegaConf.load(path)
-    assert isinstance(run_cfg, DictConfig)
+    run_cfg, state = read_run(Path(cfg.run), cfg.checkpoint)
     run_cfg.env.num_envs, run_cfg.env.backend = min(cfg.num_envs, cfg.episodes), cfg.backend
     run_cfg.device = cfg.device
     torch.set_num_threads(run_cfg.num_threads)
     return run_cfg, state
-
-
-def load_policy(policy: Any, state: dict[str, Any], name: str) -> None:
-    """Put a checkpoint's parameters and statistics into the policy."""
-    try:
-        policy.load_state_dict(state["policy"])
-    except (KeyError, RuntimeError) as error:
-        message = f"{name}.pt does not fit the run's policy: {one_line(error)}"
-        raise ConfigError(message) from error
 
 
 if __name__ == "__main__":

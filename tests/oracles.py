@@ -83,6 +83,7 @@ def make_policy(kind, action_space=None, **changes):
         "distribution": "gaussian",
         "log_std_init": -0.3,
         "output_gain": 0.7,
+        "orthogonal_init": True,
         "normalize_obs": False,
     }
     return MLPPolicy(OBS_SPACE, action_space or ACTION_SPACES[kind], **settings | changes)

@@ -319,6 +319,7 @@ def make_policy(env, **settings):
         "distribution": "gaussian",
         "log_std_init": 0.0,
         "output_gain": 1.0,
+        "orthogonal_init": True,
         "normalize_obs": True,
     }
     return MLPPolicy(env.single_observation_space, env.single_action_space, **(defaults | settings))

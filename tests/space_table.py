@@ -46,6 +46,7 @@ def make_policy(name, distribution="gaussian", **changes):
         "distribution": distribution,
         "log_std_init": -0.3,
         "output_gain": 0.7,
+        "orthogonal_init": True,
         "normalize_obs": False,
     }
     obs_space = MaskedBox(FEATURES, sum(categories(space))) if masked else FEATURES

@@ -45,6 +45,7 @@ def make_policy(env):
         distribution="gaussian",
         log_std_init=-0.5,
         output_gain=0.5,
+        orthogonal_init=True,
         normalize_obs=False,
     )
 
@@ -152,6 +153,7 @@ def test_a_kl_that_no_scale_reaches_is_nan(float64):
         distribution="gaussian",
         log_std_init=0.0,
         output_gain=0.1,
+        orthogonal_init=True,
         normalize_obs=False,
     )
     batch = random_batch(policy, 2)

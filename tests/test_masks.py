@@ -14,7 +14,9 @@ from rlopt.action_spaces import categories
 from rlopt.distributions import MASKED, Categorical
 from rlopt.envs import fastest_backend
 from rlopt.faults import BrokenEnvError
+from rlopt.masks import mask_size
 from rlopt.rollout import Recorder, sample
+from rlopt.trained import TrainedPolicy
 
 
 def allowed_parts(params, mask, sizes):
@@ -146,13 +148,13 @@ gym.register("Masked-v0", entry_point=Masked)
 @pytest.mark.parametrize(
     ("mask", "at", "message"),
     [
-        ([0, 0], 1, "step gave environment 0 a mask that allows no action"),
-        (None, 1, "step gave none as info"),
-        (None, 0, "reset gave none as info"),
+        ([0, 0], 1, "step: environment 0 gave an action_mask that allows no action"),
+        (None, 1, r"step: an action_mask of shape \(2,\) is due, got none in info"),
+        (None, 0, r"reset: an action_mask .* is due, got none in info"),
         (
             [1, 1, 1],
             0,
-            r"reset gave one of shape \(3,\) as info.* Discrete\(2\) .* \(2,\)",
+            r"reset: .* \(2,\) is due, got one of shape \(3,\) in info",
         ),
     ],
 )
@@ -188,3 +190,21 @@ def test_a_key_that_does_not_fit_the_actions_is_refused():
 
 def test_envpool_is_not_chosen_for_masks_of_info():
     assert fastest_backend("Acrobot-v1", {}, action_mask=True) == "sync"
+
+
+@pytest.mark.parametrize("kind", ["MaskInfo", "MaskKey", "MaskMultiInfo", "MaskMultiKey", "Dict"])
+def test_a_loaded_policy_gives_a_users_loop_allowed_actions(kind):
+    env = gym.make(f"Match{kind}-v0")
+    flat = make_env(f"Match{kind}-v0", action_mask="Info" in kind)
+    size = mask_size(flat.single_observation_space)
+    about = env.observation_space, env.action_space, f"Match{kind}-v0", 0, "cpu", size
+    policy = TrainedPolicy(probes.make_policy(flat), *about)
+    obs, info = env.reset(seed=0)
+    for _ in range(5):
+        action = policy(obs, deterministic=False, action_mask=info.get("action_mask"))
+        assert env.action_space.contains(action)
+        obs, reward, _, _, info = env.step(action)
+        assert reward > -100
+    if "Info" in kind:
+        with pytest.raises(ValueError, match=rf"action_mask of shape \({size},\) is due, got none"):
+            policy(obs)

@@ -172,6 +172,7 @@ def test_unsupported_observation_spaces_are_refused_by_name(obs_space):
             distribution="gaussian",
             log_std_init=0.0,
             output_gain=1.0,
+            orthogonal_init=True,
             normalize_obs=False,
         )
     assert str(obs_space) in str(error.value)
@@ -194,12 +195,21 @@ def test_settings_out_of_range_are_refused_by_name(name, value):
 
 @pytest.mark.parametrize("gain", [0.01, 1.0])
 def test_last_layer_is_orthogonal_with_its_own_gain_and_no_activation(gain):
-    network = mlp([6, 8, 3], "tanh", gain)
+    network = mlp([6, 8, 3], "tanh", gain, orthogonal_init=True)
     assert [type(layer) for layer in network] == [nn.Linear, nn.Tanh, nn.Linear]
     first, last = network[0].weight, network[-1].weight
     torch.testing.assert_close(last @ last.T, gain**2 * torch.eye(3))
     torch.testing.assert_close(first.T @ first, 2 * torch.eye(6))
     assert not network[0].bias.any()
+
+
+@pytest.mark.parametrize("gain", [0.01, 1.0])
+def test_without_orthogonal_init_weights_are_uniform_as_torch_draws_them(gain):
+    network = mlp([100, 64, 64], "tanh", gain, orthogonal_init=False)
+    for layer, bound in ((network[0], 0.1), (network[-1], gain / 8)):  # 1 / sqrt(fan in)
+        assert bound * 0.99 < layer.weight.abs().max() <= bound
+        assert float(layer.weight.std()) == pytest.approx(bound / 3**0.5, rel=0.05)
+        assert not layer.bias.any()
 
 
 def test_a_small_gain_starts_near_uniform():

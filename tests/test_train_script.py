@@ -226,15 +226,15 @@ def test_a_run_prints_its_tuned_file_and_its_folder(tmp_path):
     assert f"wrote {tmp_path / 'run'}" in out
 
 
-@pytest.mark.parametrize("launcher", ["basic", "cores", "submitit_local"])
-def test_a_sweeps_jobs_have_own_folders_and_equal_the_same_job_alone(launcher, tmp_path):
+@pytest.mark.parametrize("preset", ["null", "joblib", "submitit_local"])
+def test_a_sweeps_jobs_have_own_folders_and_equal_the_same_job_alone(preset, tmp_path):
     arguments = [*SMALL, "algo=ppo", "env=Pendulum-v1", "env.backend=sync"]
     sweep = process(
         "train.py",
         "-m",
         *arguments,
         "seed=0,1",
-        f"hydra/launcher={launcher}",
+        f"sweep={preset}",
         f"hydra.sweep.dir={tmp_path}",
         "hydra.verbose=false",
     )
