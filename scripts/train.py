@@ -79,7 +79,8 @@ def make_and_run(cfg: DictConfig, hydra_cfg: Any, folder: Path) -> float:
     trainer = make_trainer(cfg, folder, state)
     where = f"{cfg.env.id} ({cfg.env.num_envs} environments, {cfg.env.backend})"
     log.info("%s on %s, seed %d, tuned settings: %s", algo, where, cfg.seed, tuned or "none")
-    for remark in remarks(cfg, [o.lstrip("+~").split("=")[0] for o in overrides]):
+    keys = [o.lstrip("+~").split("=")[0].removeprefix("schedule.") for o in overrides]
+    for remark in remarks(cfg, keys):
         log.info("note: %s", remark)
     why_inexact = trainer.rollout.why_inexact()
     if why_inexact:
