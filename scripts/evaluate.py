@@ -7,6 +7,7 @@ from typing import Any
 
 import hydra
 import torch
+from gymnasium.vector import VectorEnv
 from omegaconf import DictConfig, OmegaConf
 
 import cli
@@ -21,8 +22,7 @@ def main(cfg: DictConfig) -> None:
     with cli.one_line_errors():
         run_cfg, state = load_run(cfg)
         env = make_env(run_cfg)
-        policy = make_policy(run_cfg, env)
-        load_policy(policy, state, cfg.checkpoint)
+        policy = load_policy(run_cfg, env, state, cfg.checkpoint)
         options: dict[str, Any] = {"seed": cfg.seed, "deterministic": cfg.deterministic}
         result = evaluate(policy, env, episodes=cfg.episodes, device=run_cfg.device, **options)
         kind = "deterministic" if cfg.deterministic else "sampled"
@@ -46,33 +46,51 @@ def main(cfg: DictConfig) -> None:
 
 def load_run(cfg: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
     """A run's config, with this command's environments and backend, and its checkpoint."""
-    folder = Path(cfg.run)
-    path = folder / ".hydra" / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"run={cfg.run} is no run folder: it has no .hydra/config.yaml")
     try:
-        check.one_of(["last", "best"], checkpoint=cfg.checkpoint)
         check.whole(episodes=cfg.episodes, num_envs=cfg.num_envs, video_episodes=cfg.video_episodes)
         check.whole(0, seed=cfg.seed)
         check.flag(deterministic=cfg.deterministic, video=cfg.video)
-        state = checkpoint.load(folder / "checkpoints" / f"{cfg.checkpoint}.pt")
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    run_cfg = OmegaConf.load(path)
-    assert isinstance(run_cfg, DictConfig)
+    run_cfg, state = read_run(Path(cfg.run), cfg.checkpoint)
     run_cfg.env.num_envs, run_cfg.env.backend = min(cfg.num_envs, cfg.episodes), cfg.backend
     run_cfg.device = cfg.device
     torch.set_num_threads(run_cfg.num_threads)
     return run_cfg, state
 
 
-def load_policy(policy: Any, state: dict[str, Any], name: str) -> None:
-    """Put a checkpoint's parameters and statistics into the policy."""
+def read_run(run: Path, name: str) -> tuple[DictConfig, dict[str, Any]]:
+    """A run's config, and its checkpoint `last` or `best`.
+
+    Raises:
+        ConfigError: it is no run folder, or the checkpoint is missing or damaged.
+    """
+    path = run / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"run={run} is no run folder: it has no .hydra/config.yaml")
+    try:
+        check.one_of(["last", "best"], checkpoint=name)
+        state = checkpoint.load(run / "checkpoints" / f"{name}.pt")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    cfg = OmegaConf.load(path)
+    assert isinstance(cfg, DictConfig)
+    return cfg, state
+
+
+def load_policy(cfg: DictConfig, env: VectorEnv, state: dict[str, Any], name: str) -> Any:
+    """The policy of a run's config with a checkpoint's parameters and statistics.
+
+    Raises:
+        ConfigError: the checkpoint is that of another policy.
+    """
+    policy = make_policy(cfg, env)
     try:
         policy.load_state_dict(state["policy"])
     except (KeyError, RuntimeError) as error:
         message = f"{name}.pt does not fit the run's policy: {one_line(error)}"
         raise ConfigError(message) from error
+    return policy
 
 
 if __name__ == "__main__":
