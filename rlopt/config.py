@@ -24,6 +24,7 @@ from rlopt.distributed import gather_list, rank, share, world_size
 from rlopt.envs import derive_seed, fastest_backend, make_vector_env
 from rlopt.evaluate import Evaluation, as_gif, evaluate, record_video, refuse_undrawable
 from rlopt.logger import Logger, NoLogger, flat
+from rlopt.schedule import Schedule
 from rlopt.trainer import Trainer
 
 TRAINING_STREAM, EVALUATION_STREAM, SAMPLING_STREAM = 0, 1, 2
@@ -116,6 +117,7 @@ class Config:
     on_nonfinite: str = MISSING
     resume: str | None = MISSING
     resume_force: bool = MISSING
+    schedule: dict[str, Any] = MISSING
     env: EnvConfig = field(default_factory=EnvConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -176,6 +178,9 @@ def refuse_contradictions(cfg: DictConfig) -> None:
                     f"{section}.minibatch_size={size} is larger than the batch: env.num_envs="
                     f"{cfg.env.num_envs} times rollout.num_steps={cfg.rollout.num_steps} is {batch}"
                 )
+    if "algo.penalty" in flat(to_dict(cfg.schedule)) and cfg.algo.get("target_kl") is not None:
+        target = f"algo.target_kl={cfg.algo.target_kl}"
+        raise ConfigError(f"schedule.algo.penalty can't be: {target} adapts it, null does not")
 
 
 def _use_device(device: str) -> None:
@@ -369,7 +374,10 @@ def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = N
         return Evaluation(gather_list(own.returns), gather_list(own.lengths))
 
     record = NoLogger(folder)
-    trainer = Trainer(policy, baseline, rule, advantage, rollout, evaluate_policy, record, cfg)
+    schedules = make_schedules(cfg, policy, rule, baseline, env)
+    trainer = Trainer(
+        policy, baseline, rule, advantage, rollout, evaluate_policy, record, cfg, schedules
+    )
     if state:
         load_state(trainer, state)
     if rank() == 0:
@@ -402,6 +410,47 @@ def film(trainer: Trainer, cfg: DictConfig, folder: Path, seed: int) -> None:
         return evaluate_only(episodes)
 
     trainer.evaluate = evaluate_and_film
+
+
+def make_schedules(
+    cfg: DictConfig, policy: Any, rule: Any, baseline: Any, env: VectorEnv
+) -> dict[str, Schedule]:
+    """What `cfg.schedule` names, settings of the rule and the baseline, by their full names.
+
+    The parts check values when they are made, so others are made of the values at the end; what is
+    sound there and at the start is sound between.
+
+    Raises:
+        ConfigError: no number of that name, or one that the part refuses.
+    """
+    parts = {"algo": (rule, policy), "baseline": (baseline, env.single_observation_space)}
+    numbers = [key for key, x in flat({s: to_dict(cfg[s]) for s in parts}).items() if is_number(x)]
+    schedules, end = {}, OmegaConf.create({section: cfg[section] for section in parts})
+    for key, last in flat(to_dict(cfg.schedule)).items():
+        if key not in numbers:
+            hint = nearest(key, numbers)
+            raise ConfigError(f"schedule.{key} names no number of algo or baseline: {hint}")
+        if not is_number(last):
+            raise ConfigError(f"schedule.{key} must be a number, got {last!r}")
+        section, _, name = key.partition(".")
+        schedule = Schedule(parts[section][0], name, OmegaConf.select(cfg, key), last)
+        if schedule.present != schedule.start:
+            part = type(schedule.part).__name__
+            raise ConfigError(f"schedule.{key} is without effect: {part} keeps no {name} here")
+        schedules[key] = schedule
+        OmegaConf.update(end, key, schedule.at(1 - 1e-9))  # the end may be a limit: 0
+    try:
+        with torch.random.fork_rng():
+            for section in dict.fromkeys(key.partition(".")[0] for key in schedules):
+                make(end, section, parts[section][1])
+    except ConfigError as error:
+        raise ConfigError(f"schedule: at the end of the run {error}") from error
+    return schedules
+
+
+def is_number(x: Any) -> bool:
+    """A finite number, and no flag."""
+    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
 
 
 def load_state(trainer: Trainer, state: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import random
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from rlopt.baselines import explained_variance
 from rlopt.distributed import gather_list, rank, total_count, total_mean
 from rlopt.evaluate import Evaluation
 from rlopt.logger import Logger, NoLogger
+from rlopt.schedule import Schedule
 from rlopt.types import Baseline, Batch, NonFiniteError, Policy, Rollout, UpdateRule
 
 Metrics = dict[str, float]
@@ -57,6 +58,7 @@ class Trainer:
         settings: the top-level settings `total_steps`, `average_over`, `chunk_size`,
             `standardize_advantage`, `stop_at_return`, `diagnostics`, `on_nonfinite`, `eval`,
             `checkpoint` and `log` of configs/base.yaml.
+        schedules: of numbers of the rule and the baseline, by their names in the config.
         stop_signal: number of the signal that asked to end after the iteration, or 0.
     """
 
@@ -68,6 +70,7 @@ class Trainer:
     evaluate: Callable[[int], Evaluation]
     logger: Logger | NoLogger
     settings: Any
+    schedules: Mapping[str, Schedule]
 
     def __post_init__(self) -> None:
         self.env_steps, self.rejected_updates = 0, 0
@@ -146,6 +149,8 @@ class Trainer:
         """Sample, update the policy, fit the baseline, and only then move the normaliser."""
         start = time.perf_counter()
         steps_before = self.env_steps
+        progress = min(1.0, self.env_steps / self.settings.total_steps)
+        scheduled = {f"schedule/{key}": s.apply(progress) for key, s in self.schedules.items()}
         separate = self.rollout.collect_for_baseline(self.policy)
         if separate is not None:
             fit_metrics = self._fit_baseline(separate, self._estimate(separate)[1])
@@ -173,6 +178,7 @@ class Trainer:
             **update_metrics,
             "baseline/explained_variance": explained,
             **fit_metrics,
+            **scheduled,
             "time/steps_per_second": (self.env_steps - steps_before) / seconds,
             "time/rollout_share": (sampled - start) / seconds,
         }

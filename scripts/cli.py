@@ -95,7 +95,7 @@ def explain(error: Exception) -> str:
 
 def unknown_key(key: str) -> str:
     """What to write in place of a key that does not exist."""
-    if key.startswith("env.kwargs."):
+    if key.startswith(("env.kwargs.", "schedule")):
         return f"{key} is set here for the first time: write +{key}=..."
     section = key.split(".")[0] + "."
     keys = [k for k in known_keys() if "._" not in k]

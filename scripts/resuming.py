@@ -82,12 +82,13 @@ def config(cfg: DictConfig, overrides: Iterable[str], folder: Path) -> DictConfi
     if result.env.backend == "auto":  # what it was resolved to
         result.env.backend = saved.env.backend
     result.resume, result.resume_force = None, False
+    free = FREE - {"total_steps"} if saved.get("schedule") else FREE  # schedules end there
     old, new = flat(to_dict(saved)), flat(to_dict(result))
     keys = [key for key in old | new if key in old or key.split(".")[0] in saved]
     different = [
         f"{key}={new.get(key, 'nothing')} (was {old.get(key, 'nothing')})"
         for key in keys
-        if key not in FREE and old.get(key) != new.get(key)
+        if key not in free and old.get(key) != new.get(key)
     ]
     if different and not cfg.resume_force:
         raise ConfigError(

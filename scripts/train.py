@@ -83,7 +83,8 @@ def make_and_run(cfg: DictConfig, overrides: list[str], folder: Path) -> float:
     where = f"{cfg.env.id} ({cfg.env.num_envs} environments, {cfg.env.backend})"
     log.info("%s on %s, seed %d, tuned settings: %s", algo, where, cfg.seed, tuned or "none")
     log.info("writing %s", folder)
-    for remark in remarks(cfg, [o.lstrip("+~").split("=")[0] for o in overrides]):
+    keys = [o.lstrip("+~").split("=")[0].removeprefix("schedule.") for o in overrides]
+    for remark in remarks(cfg, keys):
         log.info("note: %s", remark)
     why_inexact = trainer.rollout.why_inexact()
     if why_inexact:

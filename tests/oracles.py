@@ -17,6 +17,7 @@ from torch.distributions import kl_divergence
 from rlopt.algos.npg import NPG
 from rlopt.algos.pg import PG
 from rlopt.algos.ppo import PPO
+from rlopt.algos.ppo_clip import PPOClip
 from rlopt.algos.trpo import TRPO
 from rlopt.distributions import Categorical, DiagonalGaussian
 from rlopt.linalg import assign, flatten
@@ -66,6 +67,19 @@ RULES = {
             "target_kl": None,
             "penalty_range": (1e-3, 1e3),
             "kl": "analytic",
+        },
+    ),
+    "ppo_clip": (
+        PPOClip,
+        {
+            "optimizer": SGD,
+            "epochs": 3,
+            "minibatch_size": 1000,
+            "clip_range": 0.2,
+            "entropy_bonus": 0.0,
+            "standardize_minibatch": False,
+            "max_grad_norm": None,
+            "target_kl": None,
         },
     ),
 }

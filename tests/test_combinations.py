@@ -27,7 +27,7 @@ SMALL_ROLLOUT = {"steps": ["rollout.num_steps=10"], "episodes": ["rollout.episod
 def compose_small(combination):
     groups = [f"{group}={choice}" for group, choice in zip(GROUPS, combination, strict=True)]
     small = [*SMALL, *SMALL_ROLLOUT.get(combination[-1], [])]
-    if "ppo" in combination:
+    if {"ppo", "ppo_clip"} & set(combination):
         small.append("algo.minibatch_size=16")
     return compose_config(*groups, *small)
 
@@ -41,7 +41,7 @@ def metrics_of(cfg, folder):
 
 
 def test_there_are_combinations_of_all_groups():
-    assert len(COMBINATIONS) >= 4 * 2 * 3 * 3 * 2
+    assert len(COMBINATIONS) >= 5 * 2 * 3 * 3 * 2
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids="-".join)

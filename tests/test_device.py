@@ -19,7 +19,7 @@ FACTORIES = {
     torch.randn, torch.tensor, torch.zeros,
 }  # fmt: skip
 COMBINATIONS = [
-    *(("gae", "mlp", "steps", algo) for algo in ("pg", "npg", "trpo", "ppo")),
+    *(("gae", "mlp", "steps", algo) for algo in ("pg", "npg", "trpo", "ppo", "ppo_clip")),
     ("reward_to_go", "linear", "episodes", "npg"),
     ("td", "zero", "steps", "trpo"),
 ]

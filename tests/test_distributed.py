@@ -35,6 +35,7 @@ RULES = {
     "npg, dense": {"solver": "dense"},
     "trpo": {"cg_iterations": 10, "max_kl": 0.5},  # so far that the line search has work
     "ppo": {"target_kl": 0.01, "optimizer": ADAM},
+    "ppo_clip": {"target_kl": 0.01, "optimizer": ADAM, "standardize_minibatch": True},
 }
 # Iterations of the trainer, from rollouts that are divided by environments. With more iterations
 # conjugate gradient enlarges rounding: then the order of the transitions alone changes digits.

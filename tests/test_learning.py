@@ -21,7 +21,7 @@ def summary_of(folder, *overrides):
 @pytest.mark.parametrize(
     ("env", "algo", "threshold"),
     [
-        *(("CartPole-v1", algo, 475) for algo in ("pg", "npg", "trpo", "ppo")),
+        *(("CartPole-v1", algo, 475) for algo in ("pg", "npg", "trpo", "ppo", "ppo_clip")),
         *(("Pendulum-v1", algo, -250) for algo in ("npg", "trpo", "ppo")),
         *(("Acrobot-v1", algo, -100) for algo in ("pg", "npg", "trpo", "ppo")),
     ],

@@ -103,6 +103,7 @@ def test_a_restored_rule_goes_on_exactly(name):
     changes = {
         "pg": {"optimizer": ADAM},
         "ppo": {"optimizer": ADAM, "target_kl": 1e-6, "minibatch_size": 5},
+        "ppo_clip": {"optimizer": ADAM, "minibatch_size": 5},
     }.get(name, {})
     rule = make_rule(name, policy, **changes)
     for _ in range(2):

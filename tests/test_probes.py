@@ -1,4 +1,4 @@
-"""Five probe environments x four rules learn through the real trainer.
+"""Five probe environments x five rules learn through the real trainer.
 
 The first probe that fails names the fault; see probes.py.
 """
@@ -15,6 +15,7 @@ RULES = {
     "npg": ["algo.max_kl=0.1"],
     "trpo": ["algo.max_kl=0.1"],
     "ppo": ["algo.optimizer.lr=0.02", "algo.epochs=5", "algo.target_kl=0.1"],
+    "ppo_clip": ["algo.optimizer.lr=0.02", "algo.epochs=5"],
 }
 KINDS = pytest.mark.parametrize("kind", ["", "Continuous"], ids=["Discrete", "Box"])
 ALGOS = pytest.mark.parametrize("algo", RULES)

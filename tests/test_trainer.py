@@ -13,7 +13,7 @@ from rlopt.envs import derive_seed
 from rlopt.evaluate import Evaluation
 from rlopt.trainer import evaluation_metrics
 
-RULES = ["pg", "npg", "trpo", "ppo"]
+RULES = ["pg", "npg", "trpo", "ppo", "ppo_clip"]
 QUICK = [
     "~tuned",
     "env.num_envs=4",

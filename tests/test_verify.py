@@ -1,6 +1,7 @@
 """scripts/verify.py passes what is sound, and fails each planted fault in the row that names it."""
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -48,8 +49,10 @@ def failed(rows):
     return {name for name, row in rows if row.verdict == "FAIL"}
 
 
-@pytest.mark.parametrize("env", ENVS)
-@pytest.mark.parametrize("algo", ["pg", "npg", "trpo", "ppo"])
+COMBINATIONS = [*itertools.product(["pg", "npg", "trpo", "ppo"], ENVS), ("ppo_clip", ENVS[0])]
+
+
+@pytest.mark.parametrize(("algo", "env"), COMBINATIONS)
 def test_everything_passes(algo, env):
     rows = audited(f"algo={algo}", f"env={env}")
     assert not failed(rows)
@@ -66,6 +69,7 @@ OTHER_SETTINGS = [
     "algo=trpo algo.kl=sampled advantage=td",
     "algo=trpo average_over=trajectories rollout=episodes rollout.baseline_episodes=4",
     "algo=ppo algo.kl=sampled algo.target_kl=null",
+    "algo=ppo_clip env=Pendulum-v1 algo.entropy_bonus=0.01 algo.standardize_minibatch=true",
     "algo=pg algo.optimizer._target_=torch.optim.SGD standardize_advantage=false",
 ]
 
@@ -147,6 +151,11 @@ def negative_kl(name):
 
 def no_kl_in_the_line_search(patch):
     patch.setattr("rlopt.algos.trpo.kl_divergence", lambda p, q: torch.zeros(()))
+
+
+def smaller(function):
+    """What is taken for the smaller of the free and the clipped surrogate."""
+    return lambda patch: patch.setattr("rlopt.algos.ppo_clip.torch.min", function)
 
 
 class ForgetsLogStd(MLPPolicy):
@@ -344,6 +353,7 @@ def wrong_sign(patch):
     patch.setattr(Batch, "gradient", lambda *args: -right(*args))
 
 
+PPO_CLIP = "algo=ppo_clip env=CartPole-v1"
 NPG_CARTPOLE = "algo=npg env=CartPole-v1"
 TRPO_CARTPOLE = "algo=trpo env=CartPole-v1"
 PENDULUM = "algo=npg env=Pendulum-v1"
@@ -356,6 +366,11 @@ FAULTS = {
         negative_kl("rlopt.algos.trpo.kl_divergence"), TRPO_CARTPOLE, "line search"),
     "KL penalty with the wrong sign": (
         negative_kl("rlopt.algos.ppo.kl_divergence"), "algo=ppo env=CartPole-v1", "penalty"),
+    "clipped ratio without the minimum": (
+        smaller(lambda free, clipped: clipped), PPO_CLIP, "clipped ratio"),
+    "larger of clipped and free": (smaller(torch.max), PPO_CLIP, "clipped ratio"),
+    "ratio that is not clipped": (
+        smaller(lambda free, clipped: free), PPO_CLIP, "clipped ratio"),
     "line search without the KL": (no_kl_in_the_line_search, TRPO_CARTPOLE, "line search"),
     "line search that does not restore": (does_not_restore, TRPO_CARTPOLE, "line search"),
     "log std left out": (ForgetsLogStd, PENDULUM, "actor parameters"),

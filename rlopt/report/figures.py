@@ -163,6 +163,8 @@ def improvement(summary: Summary) -> Figure | None:
     if not names:
         return None
     figure, axes = panels(envs, height=0.9 + 0.28 * len(names), columns=MANY_COLUMNS)
+    longest = max(len(a) + len(b) for a, b in names)
+    figure.set_figwidth(figure.get_figwidth() + 0.08 * longest)  # inches; room for the names
     for ax, env in zip(axes, envs, strict=True):
         for pair in summary.pairs:
             if pair.env == env:

@@ -13,6 +13,7 @@ from functools import partial
 from rlopt.rows import Row, guarded
 from rlopt.trainer import Trainer
 from rlopt.verify.audit import Audit
+from rlopt.verify.clip import clipped_ratio
 from rlopt.verify.curvature import conjugate_gradient, fisher_is_hessian_of_kl, fisher_matrix
 from rlopt.verify.effects import (
     actor_parameters,
@@ -56,6 +57,7 @@ CHECKS: list[Callable[[Audit], list[Row]]] = [
     radius_of_the_step,
     line_search,
     penalty,
+    clipped_ratio,
     actor_parameters,
     moved_by_the_step,
     measured_kl,

@@ -251,10 +251,13 @@ class Audit:
 
     def gain(self, delta: Tensor, advantage: Tensor | None = None) -> float:
         """The surrogate E[pi / pi_k A] at theta + delta, minus E[A]."""
-        old, new = self.at(delta)
         A = self.batch.advantage if advantage is None else advantage
-        log_ratio = new.log_prob(self.batch.action) - old.log_prob(self.batch.action)
-        return float(self.batch.expect(log_ratio.expm1() * A))
+        return float(self.batch.expect(self.log_ratio(delta).expm1() * A))
+
+    def log_ratio(self, delta: Tensor) -> Tensor:
+        """Ln pi / pi_k of the actions [B] at theta + delta."""
+        old, new = self.at(delta)
+        return new.log_prob(self.batch.action) - old.log_prob(self.batch.action)
 
 
 @contextmanager

@@ -45,16 +45,20 @@ def gradient_of_the_rule(audit: Audit) -> list[Row]:
 
 def gradient_left_by_optimizer(audit: Audit, batch: Batch) -> Tensor:
     """Minus what a step on the whole batch, without moving, leaves in `.grad`, [P]."""
-    optimizer = audit.rule.optimizer  # type: ignore[attr-defined]
-    whole = {"epochs": 1, "minibatch_size": len(batch)}
-    present = {name: x for name, x in whole.items() if hasattr(audit.rule, name)}
 
     def step_without_moving(*args: object) -> None:
         pass
 
-    with replaced(optimizer, step=step_without_moving):
-        audit.step(batch, **present)
+    with replaced(audit.rule.optimizer, step=step_without_moving):  # type: ignore[attr-defined]
+        audit.step(batch, **plain(audit, minibatch_size=len(batch)))
     return -torch.cat([p.grad.reshape(-1) for p in audit.parameters])
+
+
+def plain(audit: Audit, **settings: Any) -> dict[str, Any]:
+    """Settings of a rule with an optimiser that leave of its objective the surrogate, one epoch."""
+    simple: dict[str, Any] = {"epochs": 1, "entropy_bonus": 0.0, "standardize_minibatch": False}
+    simple |= {"max_grad_norm": None, "target_kl": None, **settings}
+    return {name: x for name, x in simple.items() if hasattr(audit.rule, name)}
 
 
 def natural_direction(audit: Audit) -> list[Row]:

@@ -1,0 +1,41 @@
+"""A run's greedy policy as a program of its own: python scripts/export.py run=<run folder>."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+import cli
+from rlopt.config import ConfigError, make_env, one_line
+from rlopt.export import Greedy, export, has_onnx
+from rlopt.trained import load_policy, read_run
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="export")
+def main(cfg: DictConfig) -> None:
+    """Write, read back, compare; one line says where."""
+    with cli.one_line_errors():
+        folder = Path(cfg.run)
+        run_cfg, state = read_run(folder, cfg.checkpoint)
+        run_cfg.device, run_cfg.env.num_envs, run_cfg.env.backend = "cpu", 1, "auto"
+        env = make_env(run_cfg)
+        policy = load_policy(run_cfg, env, state, cfg.checkpoint)
+        obs_shape = env.single_observation_space.shape
+        assert obs_shape is not None
+        try:
+            written = export(Greedy(policy, env.single_action_space), obs_shape, folder)
+        except ValueError as error:
+            raise ConfigError(one_line(error)) from error
+        size = ", ".join(map(str, obs_shape))
+        print(
+            f"wrote {' and '.join(map(str, written))}: {cfg.checkpoint}.pt at "
+            f"{state['env_steps']} steps, obs [B, {size}] to actions, which are within "
+            f"{max(written.values()):.1g} of the policy's"
+            + ("" if has_onnx() else "; ONNX needs: pip install -e '.[onnx]'")
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main)
