@@ -39,8 +39,10 @@ def make_problem(obs_size: int, action_space: spaces.Space) -> tuple[MLPPolicy, 
         action_space,
         hidden_sizes=HIDDEN,
         activation="tanh",
+        distribution="gaussian",
         log_std_init=-0.5,
         output_gain=0.01,
+        orthogonal_init=True,
         normalize_obs=True,
     )
     obs = torch.randn(BATCH, obs_size)

@@ -221,6 +221,7 @@ def main() -> None:
     draw(results, DOCS / "scaling.png")
     (DOCS / "scaling.md").write_text(report(results))
     print(report(results))
+    print("wrote docs/scaling.json, docs/scaling.md and docs/scaling.png")
 
 
 HEADER = """# Scaling

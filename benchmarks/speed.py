@@ -225,6 +225,7 @@ def main() -> None:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     performance.write(results, ROOT / "docs")
     print((ROOT / "docs" / "performance.md").read_text())
+    print("wrote docs/performance.json, docs/performance.md and docs/performance.png")
 
 
 if __name__ == "__main__":

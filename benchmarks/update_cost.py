@@ -56,8 +56,10 @@ def make_policy(hidden: int) -> MLPPolicy:
         spaces.Box(-1.0, 1.0, (ACTION_SIZE,)),
         hidden_sizes=[hidden, hidden],
         activation="tanh",
+        distribution="gaussian",
         log_std_init=-0.5,
         output_gain=0.01,
+        orthogonal_init=True,
         normalize_obs=True,
     )
 

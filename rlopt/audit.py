@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -12,6 +15,31 @@ from rlopt.types import Batch, Policy
 
 CURVATURE_SAMPLES = 256
 WIDTH = 1e-2  # of the central difference along the step
+
+
+def copied(policy: Any) -> dict[str, Tensor]:
+    """The parameters of a policy by name."""
+    return {name: p.detach().clone() for name, p in policy.named_parameters()}
+
+
+def histograms(
+    policy: Any, before: Mapping[str, Tensor], advantage: Tensor, ratio: Tensor
+) -> dict[str, Tensor]:
+    """What an update's histograms show: parameters, their step from `before`, and the batch's.
+
+    Args:
+        policy: the policy after the update.
+        before: `copied` before it.
+        advantage: [B], as the update saw it.
+        ratio: [B], pi_new(a | s) / pi_old(a | s).
+    """
+    after = copied(policy)
+    return {
+        **{f"parameters/{name}": after[name] for name in after},
+        **{f"step/{name}": after[name] - before[name] for name in after},
+        "batch/advantage": advantage,
+        "batch/ratio": ratio,
+    }
 
 
 class Audit:

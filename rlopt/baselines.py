@@ -124,7 +124,10 @@ class MLPBaseline(nn.Module):
         observation_space: Box of shape [d].
         hidden_sizes: widths of the hidden layers.
         activation: `tanh`, `relu`, `elu` or `silu`.
+        orthogonal_init: orthogonal initial weights in place of `nn.Linear`'s.
         sees_step: the step of the episode is an input, as in the lecture's b(s, h).
+        standardize_target: as above; else mean and std stay 0 and 1, and the scale of the return
+            decides how fast the network learns.
         fit: `optimizer` or `gauss_newton`.
         optimizer: makes an optimiser from the parameters.
         epochs: passes over the data (`optimizer`), or Gauss-Newton steps.
@@ -143,7 +146,9 @@ class MLPBaseline(nn.Module):
         *,
         hidden_sizes: Sequence[int],
         activation: str,
+        orthogonal_init: bool,
         sees_step: bool,
+        standardize_target: bool,
         fit: str,
         optimizer: Callable[[Iterable[Tensor]], Optimizer],
         epochs: int,
@@ -154,7 +159,8 @@ class MLPBaseline(nn.Module):
     ) -> None:
         super().__init__()
         check.sizes(hidden_sizes=hidden_sizes)
-        check.flag(sees_step=sees_step)
+        check.flag(orthogonal_init=orthogonal_init)
+        check.flag(sees_step=sees_step, standardize_target=standardize_target)
         check.one_of(["optimizer", "gauss_newton"], fit=fit)
         check.whole(epochs=epochs, minibatch_size=minibatch_size, cg_iterations=cg_iterations)
         check.positive(damping=damping)
@@ -165,13 +171,14 @@ class MLPBaseline(nn.Module):
         assert observation_space.shape is not None
         size = observation_space.shape[0] + sees_step
         self.sees_step = sees_step
+        self.standardize_target = standardize_target
         self.epochs = epochs
         self.minibatch_size = minibatch_size
         self.damping = damping
         self.cg_iterations = cg_iterations
         self.chunk_size = chunk_size
         self.normalizer = RunningNorm(size)
-        self.network = mlp([size, *hidden_sizes, 1], activation, output_gain=1.0)
+        self.network = mlp([size, *hidden_sizes, 1], activation, 1.0, orthogonal_init)
         self.register_buffer("target_mean", torch.zeros(()))
         self.register_buffer("target_std", torch.ones(()))
         # torch's optimisers take a second to import: none for Gauss-Newton
@@ -187,9 +194,10 @@ class MLPBaseline(nn.Module):
         return self.target_mean + self.target_std * self._standardized(x)
 
     def fit(self, obs: Tensor, step: Tensor, target: Tensor) -> dict[str, float]:
-        """Least squares on targets [B]; the returned loss is in units of the targets' variance."""
+        """Least squares on targets [B]; the loss is in units of the variance, if standardised."""
         inputs = _inputs(obs, step, self.sees_step)
-        self._rescale(*_mean_std(target))
+        if self.standardize_target:
+            self._rescale(*_mean_std(target))
         self.normalizer.update(inputs)
         x = self.normalizer(inputs)
         y = (target - self.target_mean) / self.target_std

@@ -22,7 +22,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from rlopt import check
 from rlopt.distributed import gather_list, rank, share, world_size
 from rlopt.envs import derive_seed, fastest_backend, make_vector_env
-from rlopt.evaluate import Evaluation, evaluate
+from rlopt.evaluate import Evaluation, as_gif, evaluate, record_video, refuse_undrawable
 from rlopt.logger import Logger, NoLogger, flat
 from rlopt.schedule import Schedule
 from rlopt.trainer import Trainer
@@ -39,6 +39,7 @@ METHODS = {  # of what each `_target_` makes
 WITHOUT_EFFECT = [  # while a setting has a value, others do nothing
     ("algo.solver", "dense", ["algo.cg_iterations", "algo.cg_tolerance"]),
     ("algo.target_kl", None, ["algo.penalty_range"]),
+    ("policy.distribution", "beta", ["policy.log_std_init"]),
     ("baseline.fit", "gauss_newton", ["baseline.optimizer", "baseline.minibatch_size"]),
     ("baseline.fit", "optimizer", ["baseline.damping", "baseline.cg_iterations"]),
     ("baseline.fit", "optimizer", ["baseline.chunk_size"]),
@@ -61,6 +62,7 @@ class EnvConfig:
     backend: str = MISSING
     max_episode_steps: int | None = MISSING
     kwargs: dict[str, Any] = MISSING
+    action_mask: bool = MISSING
 
 
 @dataclass
@@ -80,10 +82,22 @@ class CheckpointConfig:
 
 
 @dataclass
+class LogConfig:
+    """What evaluations leave besides numbers."""
+
+    histograms: bool = MISSING
+    video: bool = MISSING
+
+
+@dataclass
 class SweepConfig:
-    """What a sweep does with jobs that it finds done."""
+    """How a sweep runs; no part of any run's own config."""
 
     resume: bool = MISSING
+    jobs: int = MISSING
+    trials: int | None = MISSING
+    seeds: list[int] | None = MISSING
+    objective: str | None = MISSING
 
 
 @dataclass
@@ -107,12 +121,13 @@ class Config:
     env: EnvConfig = field(default_factory=EnvConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
-    algo: dict[str, Any] = MISSING
-    policy: dict[str, Any] = MISSING
-    advantage: dict[str, Any] = MISSING
-    baseline: dict[str, Any] = MISSING
-    rollout: dict[str, Any] = MISSING
+    algo: dict[str, Any] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=dict)
+    advantage: dict[str, Any] = field(default_factory=dict)
+    baseline: dict[str, Any] = field(default_factory=dict)
+    rollout: dict[str, Any] = field(default_factory=dict)
 
 
 def validate(cfg: DictConfig) -> None:
@@ -128,7 +143,7 @@ def validate(cfg: DictConfig) -> None:
         check.between(1, MOST_THREADS, num_threads=cfg.num_threads)
         check.fraction(gamma=cfg.gamma)
         check.flag(standardize_advantage=cfg.standardize_advantage, diagnostics=cfg.diagnostics)
-        check.flag(**{"sweep.resume": cfg.sweep.resume})
+        check.flag(**{f"log.{key}": value for key, value in cfg.log.items()})
         if cfg.stop_at_return is not None:
             check.number(stop_at_return=cfg.stop_at_return)
         if cfg.chunk_size is not None:
@@ -205,6 +220,20 @@ def remarks(cfg: DictConfig, overridden: list[str]) -> list[str]:
                 f"rollout.episodes={cfg.rollout.episodes}"
             )
     return lines
+
+
+def read_config(run: Path) -> DictConfig:
+    """The config that a run folder has recorded.
+
+    Raises:
+        ConfigError: it is no run folder.
+    """
+    path = run / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"run={run} is no run folder: it has no .hydra/config.yaml")
+    cfg = OmegaConf.load(path)
+    assert isinstance(cfg, DictConfig)
+    return cfg
 
 
 def make(cfg: DictConfig, section: str, *args: Any) -> Any:
@@ -318,7 +347,7 @@ def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = N
     torch.manual_seed(cfg.seed)
     if cfg.env.backend == "auto":  # recorded in the saved config
         with naming("env", cfg.env):
-            cfg.env.backend = fastest_backend(cfg.env.id, cfg.env.kwargs)
+            cfg.env.backend = fastest_backend(cfg.env.id, cfg.env.kwargs, cfg.env.action_mask)
     env, eval_env = make_env(cfg), make_env(cfg)
     policy = make_policy(cfg, env)
     baseline = make(cfg, "baseline", env.single_observation_space).to(cfg.device)
@@ -352,6 +381,8 @@ def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = N
     if state:
         load_state(trainer, state)
     if rank() == 0:
+        if cfg.log.video:
+            film(trainer, cfg, folder / "videos", evaluation_seed)
         resumed_at = None if state is None else trainer.env_steps
         trainer.logger = Logger(folder, to_dict(cfg), cfg.total_steps, resumed_at)
     return trainer
@@ -396,6 +427,30 @@ def make_schedules(
 def is_number(x: Any) -> bool:
     """A finite number, and no flag."""
     return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+
+
+def film(trainer: Trainer, cfg: DictConfig, folder: Path, seed: int) -> None:
+    """Make every evaluation leave a video of one greedy episode too.
+
+    Raises:
+        ConfigError: the environment can't be drawn, or a package is missing.
+    """
+    try:
+        refuse_undrawable(cfg.env)
+    except ValueError as error:
+        raise ConfigError(f"log.video=true: {one_line(error)}") from error
+    evaluate_only = trainer.evaluate
+
+    def evaluate_and_film(episodes: int) -> Evaluation:
+        to = folder / f"step_{trainer.env_steps}"
+        if not to.exists():  # a second evaluation at the same step
+            options: dict[str, Any] = {"seed": seed, "deterministic": True, "device": cfg.device}
+            record_video(trainer.policy, cfg.env, to, episodes=1, **options)
+        for path in to.glob("*.mp4"):
+            trainer.logger.gif("eval/video", trainer.env_steps, as_gif(path))
+        return evaluate_only(episodes)
+
+    trainer.evaluate = evaluate_and_film
 
 
 def load_state(trainer: Trainer, state: dict[str, Any]) -> None:

@@ -2,21 +2,24 @@
 
 Each knows its Fisher matrix M in these parameters as a product `fisher_product(u) = M u`; a
 distribution without one works too (see fisher.py). They are written out because torch's own spend
-several times the arithmetic's time on small batches.
+several times the arithmetic's time on small batches. More of them, for Box alone: box.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, kl_divergence
 from torch.distributions.kl import register_kl
+from torch.nn.functional import logsigmoid
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+MASKED = -1e30  # the logit of an action that must not be: its exp is 0, and 0 times it no NaN
 
 
 class Categorical(Distribution):
@@ -118,3 +121,114 @@ def _kl_gaussian(p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
     log_ratio = q.log_std - p.log_std
     squared_z = ((p.mean - q.mean) * (-q.log_std).exp()).square()
     return (log_ratio + 0.5 * ((-2 * log_ratio).exp() + squared_z - 1)).sum(-1)
+
+
+class Bernoulli(Distribution):
+    """Independent bits [n], each 1 with probability sigmoid(logit), from logits [B, n]."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=False)
+        self.logits = logits
+
+    @cached_property
+    def log_probs(self) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of 0 and of 1, each [B, n]; finite where a probability underflows."""
+        return logsigmoid(-self.logits), logsigmoid(self.logits)
+
+    @property
+    def probs(self) -> Tensor:
+        """Probabilities of 1 [B, n]."""
+        return self.logits.sigmoid()
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable bits [B, n]."""
+        return (self.logits > 0).long()
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Bits [*, B, n]."""
+        uniform = self.probs.new_empty(*sample_shape, *self.probs.shape).uniform_()
+        return (uniform < self.probs).long()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability of bits [*, B, n]: [*, B]."""
+        zero, one = self.log_probs
+        return torch.where(value > 0.5, one, zero).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """-E[ln pi(a)] [B]."""
+        return -self._mean_of(*self.log_probs)
+
+    def _mean_of(self, at_zero: Tensor, at_one: Tensor) -> Tensor:
+        """The expectation [B] of a sum over bits of what each is worth at 0 and at 1, [B, n]."""
+        return (self.probs * at_one + (-self.logits).sigmoid() * at_zero).sum(-1)
+
+    def fisher_product(self, u: Tensor) -> Tensor:
+        """P (1 - p) u, [B, n] -> [B, n]."""
+        return self.probs * (-self.logits).sigmoid() * u
+
+
+@register_kl(Bernoulli, Bernoulli)
+def _kl_bernoulli(p: Bernoulli, q: Bernoulli) -> Tensor:
+    """KL(p || q) [B], summed over bits."""
+    return p._mean_of(*(x - y for x, y in zip(p.log_probs, q.log_probs, strict=True)))
+
+
+class Product(Distribution):
+    """Independent distributions side by side; log-probability, entropy and KL are sums over them.
+
+    An action is one row [a]: a column for each scalar part, as many as it has entries for a vector.
+
+    Args:
+        parts: their distributions, each of batch shape [B] and made from its own slice of [B, k].
+        sizes: of these slices.
+    """
+
+    def __init__(self, parts: Sequence[Any], sizes: Sequence[int]) -> None:
+        self.parts, self.sizes = parts, list(sizes)
+        self.columns = [part.event_shape.numel() for part in parts]
+        event_shape = torch.Size([sum(self.columns)])
+        super().__init__(parts[0].batch_shape, event_shape, validate_args=False)
+
+    def _join(self, actions: list[Tensor]) -> Tensor:
+        """Actions of the parts, [*, B] or [*, B, n], to [*, B, a]; real if one of them is."""
+        scalar = [part.event_shape == () for part in self.parts]
+        rows = [x.unsqueeze(-1) if s else x for x, s in zip(actions, scalar, strict=True)]
+        return torch.cat(rows, dim=-1)
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable action of every part [B, a]."""
+        return self._join([part.mode for part in self.parts])
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Actions [*, B, a]."""
+        return self._join([part.sample(torch.Size(sample_shape)) for part in self.parts])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability of actions [*, B, a]: [*, B]."""
+        values = value.split(self.columns, dim=-1)
+        return sum_of(
+            part.log_prob(x.squeeze(-1) if part.event_shape == () else x)
+            for part, x in zip(self.parts, values, strict=True)
+        )
+
+    def entropy(self) -> Tensor:
+        """-E[ln pi(a)] [B]."""
+        return sum_of(part.entropy() for part in self.parts)
+
+    def fisher_product(self, u: Tensor) -> Tensor:
+        """M u of a block-diagonal M, [B, k] -> [B, k]."""
+        blocks = zip(self.parts, u.split(self.sizes, dim=-1), strict=True)
+        return torch.cat([part.fisher_product(x) for part, x in blocks], dim=-1)
+
+
+@register_kl(Product, Product)
+def _kl_product(p: Product, q: Product) -> Tensor:
+    """KL(p || q) [B]."""
+    return sum_of(kl_divergence(x, y) for x, y in zip(p.parts, q.parts, strict=True))
+
+
+def sum_of(tensors: Iterable[Tensor]) -> Tensor:
+    """The sum of at least one tensor of equal shapes."""
+    return torch.stack(list(tensors)).sum(0)

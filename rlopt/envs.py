@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import warnings
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium as gym
@@ -21,6 +22,8 @@ from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers.vector import FlattenObservation
 
 from rlopt import check
+from rlopt.action_spaces import leaves
+from rlopt.masks import ActionMask, mask_column
 
 BACKENDS = ["auto", "vector_entry_point", "envpool", "sync", "async"]
 # Ids whose dynamics in EnvPool are not Gymnasium's: its pendulum moves on with the speed before
@@ -54,9 +57,10 @@ def make_vector_env(
     env_id: str,
     *,
     num_envs: int,
-    backend: str,
-    max_episode_steps: int | None,
-    kwargs: Mapping[str, Any],
+    backend: str = "auto",
+    max_episode_steps: int | None = None,
+    kwargs: Mapping[str, Any] = MappingProxyType({}),
+    action_mask: bool = False,
 ) -> VectorEnv:
     """A vector environment of `num_envs` copies of any registered id.
 
@@ -66,6 +70,7 @@ def make_vector_env(
         backend: `auto`, `vector_entry_point` (the environment's own), `envpool`, `sync` or `async`.
         max_episode_steps: time limit in place of the registered one, or None.
         kwargs: keyword arguments of the environment.
+        action_mask: `info["action_mask"]` says which actions are allowed.
 
     Raises:
         ValueError: unknown id, unsupported space or backend, or a missing package (with what to
@@ -73,35 +78,47 @@ def make_vector_env(
     """
     check.whole(num_envs=num_envs)
     check.one_of(BACKENDS, backend=backend)
+    check.flag(action_mask=action_mask)
     options = dict(kwargs)
     if max_episode_steps is not None:
         check.whole(max_episode_steps=max_episode_steps)
         options["max_episode_steps"] = max_episode_steps
     spec = find_spec(env_id)
     if backend == "auto":
-        backend = fastest_backend(env_id, kwargs)
+        backend = fastest_backend(env_id, kwargs, action_mask)
     env = _make(spec, num_envs, backend, options)
     if env.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
         raise ValueError(
             f"env={env_id}: backend {backend} does not run in NEXT_STEP autoreset mode"
         )
     _check_spaces(env_id, env)
-    return flat_observations(env)
+    try:
+        return flat_observations(env, action_mask)
+    except ValueError as error:
+        raise ValueError(f"env={env_id}: {error}") from error
 
 
-def flat_observations(env: VectorEnv) -> VectorEnv:
-    """The environment with observations as a Box of shape [d]; Discrete becomes one-hot."""
+def flat_observations(env: VectorEnv, action_mask: bool) -> VectorEnv:
+    """The environment with observations as a Box of shape [d]; Discrete becomes one-hot.
+
+    A mask from `info` (`action_mask`), or from an observation's key of that name, comes last.
+    """
     space = env.single_observation_space
     is_flat = isinstance(space, spaces.Box) and len(space.shape) == 1
-    return env if is_flat else FlattenObservation(env)
+    flat = env if is_flat else FlattenObservation(env)
+    masked = action_mask or mask_column(space) is not None
+    return ActionMask(flat, space) if masked else flat
 
 
-def fastest_backend(env_id: str, kwargs: Mapping[str, Any]) -> str:
-    """The environment's own vector version, else EnvPool if its spaces agree, else sync."""
+def fastest_backend(env_id: str, kwargs: Mapping[str, Any], action_mask: bool = False) -> str:
+    """The environment's own vector version, else EnvPool if its spaces agree, else sync.
+
+    EnvPool takes no `kwargs` of Gymnasium's, and has no masks in its info.
+    """
     spec = find_spec(env_id)
     if spec.vector_entry_point is not None:
         return "vector_entry_point"
-    return "envpool" if not kwargs and _envpool_agrees(spec) else "sync"
+    return "envpool" if not kwargs and not action_mask and _envpool_agrees(spec) else "sync"
 
 
 def _envpool_agrees(spec: gym.envs.registration.EnvSpec) -> bool:
@@ -122,7 +139,7 @@ def _envpool_agrees(spec: gym.envs.registration.EnvSpec) -> bool:
         (ours.action_space, theirs.gymnasium_action_space),
     ]
     ours.close()
-    return all(type(a) is type(b) and a.shape == b.shape for a, b in pairs)
+    return all(type(a) is type(b) and a.shape == b.shape and a.shape is not None for a, b in pairs)
 
 
 def _make(
@@ -191,22 +208,18 @@ class EnvPoolVectorEnv(VectorEnv):
 
 
 def _check_spaces(env_id: str, env: VectorEnv) -> None:
-    action = env.single_action_space
-    is_discrete = isinstance(action, spaces.Discrete) and action.start == 0
-    is_vector = isinstance(action, spaces.Box) and len(action.shape) == 1
-    if not is_discrete and not (is_vector and np.issubdtype(action.dtype, np.floating)):
-        raise ValueError(
-            f"env={env_id}: actions {action} are not supported; "
-            "Discrete(n) from 0 and real Box of shape (d,) are"
-        )
-    if not env.single_observation_space.is_np_flattenable:
-        raise ValueError(
-            f"env={env_id}: observations {env.single_observation_space} are not supported; "
-            "Box, Discrete, MultiDiscrete, MultiBinary and Tuple or Dict of them are"
-        )
-    for name, space in (("actions", action), ("observations", env.single_observation_space)):
+    action, obs = env.single_action_space, env.single_observation_space
+    for name, space in (("actions", action), ("observations", obs)):
+        try:
+            kinds = list(leaves(space))
+        except ValueError as error:
+            raise ValueError(f"env={env_id}: {name} {error}") from error
         if spaces.flatdim(space) == 0:
             raise ValueError(f"env={env_id}: {name} {space} have no entries")
+        boxes = [leaf for leaf in kinds if isinstance(leaf, spaces.Box)]
+        whole = [box for box in boxes if not np.issubdtype(box.dtype, np.floating)]
+        if name == "actions" and whole:
+            raise ValueError(f"env={env_id}: {name} {whole[0]} are not supported; a real Box is")
 
 
 def derive_seed(seed: int, stream: int) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +21,7 @@ from rlopt.rollout import EndlessEpisodeError, Recorder, mode, run_episodes, sam
 from rlopt.types import Policy
 
 MAX_EPISODE_STEPS = 100_000
+GIF_SECONDS, GIF_HEIGHT, GIF_FPS = 10, 160, 15
 
 
 @dataclass(frozen=True)
@@ -78,21 +82,18 @@ def record_video(
 ) -> None:
     """Write one mp4 for each episode into `folder`, by Gymnasium's recorder.
 
-    `env_settings` are `id`, `kwargs` and `max_episode_steps` as in configs/base.yaml.
+    `env_settings` are those of configs/base.yaml.
 
     Raises:
         ValueError: the environment can't be drawn, or a package is missing (with what to install).
     """
-    spec = find_spec(env_settings["id"])
-    limit = env_settings["max_episode_steps"]
-    options = {**env_settings["kwargs"], **({"max_episode_steps": limit} if limit else {})}
 
     def make() -> gym.Env:
-        env = gym.make(spec, render_mode="rgb_array", **options)
+        env = _drawable(env_settings)
         return RecordVideo(env, str(folder), episode_trigger=lambda episode: True)
 
     try:
-        env = flat_observations(SyncVectorEnv([make]))
+        env = flat_observations(SyncVectorEnv([make]), env_settings.get("action_mask", False))
         evaluate(
             policy, env, episodes=episodes, seed=seed, deterministic=deterministic, device=device
         )
@@ -101,3 +102,44 @@ def record_video(
         raise ValueError(
             f"video=true needs a package: pip install -e '.[video]' ({error})"
         ) from error
+
+
+def _drawable(env_settings: Mapping[str, Any]) -> gym.Env:
+    """One environment that renders into arrays."""
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame asks for no screen, nor complains
+    limit = env_settings["max_episode_steps"]
+    options = {**env_settings["kwargs"], **({"max_episode_steps": limit} if limit else {})}
+    return gym.make(find_spec(env_settings["id"]), render_mode="rgb_array", **options)
+
+
+def refuse_undrawable(env_settings: Mapping[str, Any]) -> None:
+    """See to it, before training, that `record_video` will work.
+
+    Raises:
+        ValueError: the environment can't be drawn, or a package is missing (with what to install).
+    """
+    try:
+        import moviepy  # noqa: F401
+
+        with warnings.catch_warnings(action="ignore"):  # the error says it
+            env = _drawable(env_settings)
+            env.reset(seed=0)
+            frame = env.render()
+            env.close()
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        raise ValueError(f"needs a package: pip install -e '.[video]' ({error})") from error
+    except Exception as error:  # whatever an environment raises that was not made to be drawn
+        raise ValueError(f"env={env_settings['id']} can't be drawn: {error}") from error
+    if not isinstance(frame, np.ndarray):
+        raise ValueError(f"env={env_settings['id']} can't be drawn: render() gave no array")
+
+
+def as_gif(video: Path) -> bytes:
+    """The first seconds of a video, small: what TensorBoard plays."""
+    from moviepy import VideoFileClip
+
+    with VideoFileClip(str(video)) as clip, TemporaryDirectory() as folder:
+        path = Path(folder) / "video.gif"
+        small = clip.subclipped(0, min(clip.duration, GIF_SECONDS)).resized(height=GIF_HEIGHT)
+        small.write_gif(str(path), fps=GIF_FPS, logger=None)
+        return path.read_bytes()

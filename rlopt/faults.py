@@ -33,6 +33,8 @@ def reset(env: VectorEnv, seed: int | None) -> NDArray:
     """
     try:
         obs = np.array(env.reset(seed=seed)[0])
+    except BrokenEnvError:
+        raise
     except Exception as error:
         raise BrokenEnvError(_describe(env, "reset", error)) from error
     _check(env, "reset", obs=obs)
@@ -48,6 +50,8 @@ def step(env: VectorEnv, action: NDArray) -> tuple[NDArray, NDArray, NDArray, ND
     try:
         # copied: an environment may write its next step into the same buffers
         obs, reward, terminated, truncated = map(np.array, env.step(action)[:4])
+    except BrokenEnvError:
+        raise
     except Exception as error:
         raise BrokenEnvError(_describe(env, "step", error)) from error
     _check(env, "step", obs=obs, reward=reward, terminated=terminated, truncated=truncated)

@@ -12,12 +12,44 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from rlopt.checkpoint import write, writing
 
+# TensorBoard's Custom Scalars: what belongs into one picture; tags are regular expressions
+LAYOUT = {
+    "return": {
+        "training and evaluation": ["Multiline", ["rollout/return_mean", "eval/return_mean"]],
+        "episode length": ["Multiline", ["rollout/length_mean", "eval/length_mean"]],
+    },
+    "update": {
+        "KL, measured and predicted": ["Multiline", ["policy/kl$", ".*/predicted_kl"]],
+        "gain, measured and predicted": [
+            "Multiline",
+            ["policy/surrogate_gain", ".*/predicted_gain"],
+        ],
+        "entropy": ["Multiline", ["policy/entropy$"]],
+        "step": ["Multiline", ["algo/(step_size|penalty)", "algo/line_search_scale"]],
+        "gradient norm": ["Multiline", ["algo/grad_norm"]],
+        "work": ["Multiline", ["algo/cg_iterations", "algo/line_search_tries"]],
+    },
+    "gradient": {
+        "signal": ["Multiline", ["audit/gradient_snr"]],
+        "angles": ["Multiline", ["audit/.*_cosine"]],
+    },
+    "baseline": {
+        "explained variance": ["Multiline", ["baseline/explained_variance"]],
+        "loss": ["Multiline", ["baseline/loss"]],
+    },
+    "time": {
+        "steps per second": ["Multiline", ["time/steps_per_second"]],
+        "share of sampling": ["Multiline", ["time/rollout_share"]],
+    },
+}
 HPARAM_METRICS = ["eval/return_mean", "rollout/return_mean", "time/steps_per_second"]
 
 
@@ -57,6 +89,7 @@ class Logger:
         text = json.dumps(config, indent=2)
         self.writer.add_text("config", "".join(f"\t{line}\n" for line in text.splitlines()))
         self._add_summaries(experiment, start)
+        self.writer.add_custom_scalars(LAYOUT)
         self.writer.flush()
 
     def log(self, env_steps: int, metrics: Mapping[str, float]) -> None:
@@ -78,6 +111,19 @@ class Logger:
             refresh=False,
         )
         self.bar.update(min(env_steps, self.bar.total or env_steps) - self.bar.n)
+
+    def histograms(self, env_steps: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write the distribution of each tensor's entries."""
+        with writing(self.folder):
+            for tag, x in tensors.items():
+                self.writer.add_histogram(tag, x, env_steps)
+
+    def gif(self, tag: str, env_steps: int, content: bytes) -> None:
+        """Write an animation; TensorBoard plays it among the images."""
+        image = Summary.Image(encoded_image_string=content, colorspace=3)
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        with writing(self.folder):
+            self.writer._get_file_writer().add_summary(summary, env_steps)
 
     def _write_row(self, row: Mapping[str, float]) -> None:
         path = self.folder / "metrics.csv"
@@ -135,6 +181,12 @@ class NoLogger:
         self.folder = folder
 
     def log(self, env_steps: int, metrics: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def histograms(self, env_steps: int, tensors: Mapping[str, Tensor]) -> None:
+        """Nothing."""
+
+    def gif(self, tag: str, env_steps: int, content: bytes) -> None:
         """Nothing."""
 
     def flush(self) -> None:

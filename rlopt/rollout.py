@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Distribution
 
 from rlopt import check, env_state, faults
+from rlopt.action_spaces import env_action
 from rlopt.distributed import share
 from rlopt.envs import derive_seed
 from rlopt.types import NonFiniteError, Policy, Rollout, float_tensor
@@ -70,14 +70,10 @@ class Recorder:
         self.obs, self.step_index, self.autoreset, self.episode_return = own
 
     @torch.inference_mode()
-    def _act(self, policy: Policy) -> tuple[NDArray, NDArray]:
-        """Actions as sampled, and as the environment takes them: within the bounds of a Box."""
+    def _act(self, policy: Policy) -> tuple[NDArray, Any]:
+        """Actions as sampled, and as the environment takes them."""
         action = self.choose(policy(float_tensor(self.obs, self.device))).cpu().numpy()
-        space = self.env.single_action_space
-        if not isinstance(space, spaces.Box):
-            return action, action
-        clipped = np.minimum(np.maximum(action, space.low), space.high)
-        return action, clipped.astype(space.dtype, copy=False)
+        return action, env_action(self.env.single_action_space, action)
 
     def record(
         self,

@@ -111,8 +111,10 @@ def tabular_policy(pi: Tensor, hidden_sizes: Sequence[int] = ()) -> MLPPolicy:
         spaces.Discrete(A),
         hidden_sizes=hidden_sizes,
         activation="tanh",
+        distribution="gaussian",
         log_std_init=0.0,
         output_gain=1.0,
+        orthogonal_init=True,
         normalize_obs=False,
     ).double()
     last = policy.network[-1]

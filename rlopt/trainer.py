@@ -20,7 +20,7 @@ from torch.distributions import kl_divergence
 
 from rlopt import checkpoint
 from rlopt.advantages import standardize
-from rlopt.audit import Audit
+from rlopt.audit import Audit, copied, histograms
 from rlopt.baselines import explained_variance
 from rlopt.distributed import gather_list, rank, total_count, total_mean
 from rlopt.evaluate import Evaluation
@@ -56,8 +56,8 @@ class Trainer:
         evaluate: runs a given number of deterministic episodes of the policy.
         logger: takes one row of metrics an iteration.
         settings: the top-level settings `total_steps`, `average_over`, `chunk_size`,
-            `standardize_advantage`, `stop_at_return`, `diagnostics`, `on_nonfinite`, `eval` and
-            `checkpoint` of configs/base.yaml.
+            `standardize_advantage`, `stop_at_return`, `diagnostics`, `on_nonfinite`, `eval`,
+            `checkpoint` and `log` of configs/base.yaml.
         schedules: of numbers of the rule and the baseline, by their names in the config.
         stop_signal: number of the signal that asked to end after the iteration, or 0.
     """
@@ -222,6 +222,7 @@ class Trainer:
         audit = Audit(self.policy, batch) if self.settings.diagnostics else None
         with torch.no_grad():
             old = audit.old if audit else self.policy(batch.obs)
+        before = copied(self.policy) if self._records_histograms() else None
         metrics = self.rule.step(batch)
         _check_finite("the update's", metrics)
         if audit:
@@ -233,6 +234,9 @@ class Trainer:
             kl = batch.expect(kl_divergence(old, new))
         if not torch.isfinite(kl) or not torch.isfinite(gain):
             raise FloatingPointError(f"the update left KL {kl:.3g} and surrogate gain {gain:.3g}")
+        if before is not None:
+            tensors = histograms(self.policy, before, batch.advantage, ratio)
+            self.logger.histograms(self.env_steps, tensors)
         return {
             "policy/kl": float(kl),
             "policy/surrogate_gain": float(gain),
@@ -240,6 +244,11 @@ class Trainer:
             "policy/entropy_after": float(total_mean(new.entropy())),
             **metrics,
         }
+
+    def _records_histograms(self) -> bool:
+        """Whether they are asked for and an evaluation follows this update."""
+        due = self.env_steps >= min(self.next_eval, self.settings.total_steps)
+        return self.settings.log.histograms and due
 
     def _keep_if_best(self, evaluation: Evaluation) -> None:
         if evaluation.mean > self.best_return:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -20,6 +21,7 @@ from rlopt.distributed import LostProcessError, is_first_to_ask
 from rlopt.faults import BrokenEnvError
 from rlopt.linalg import SingularMatrixError
 from rlopt.rollout import EndlessEpisodeError
+from usage import help_text
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 MISTAKES = (
@@ -37,6 +39,13 @@ MISTAKES = (
 
 def run(main: Callable[[], Any]) -> None:
     """Call a `hydra.main` function; a user's mistake is one line, a defect of ours a traceback."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        script = Path(sys.argv[0])
+        about = sys.modules["__main__"].__doc__ or ""
+        print(help_text(about, CONFIGS / f"{script.stem}.yaml", f"python {script}", sys.argv[1:]))
+        return
+    if not sys.stderr.isatty():  # Gymnasium's warnings bring their colours into files too
+        gymnasium.logger.colorize = lambda string, *_, **__: string
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand us the exception in place of printing its own text
     sys.argv = [quote(argument) for argument in sys.argv]
     with one_line_errors():
@@ -46,7 +55,8 @@ def run(main: Callable[[], Any]) -> None:
 def quote(argument: str) -> str:
     """`run=<folder>` with the folder quoted: names of a sweep's folders hold = and commas."""
     key, _, value = argument.partition("=")
-    return f"run='{value}'" if key == "run" and not value.startswith(("'", '"')) else argument
+    quoted = key not in ("run", "runs", "out") or value == "null" or value.startswith(("'", '"'))
+    return argument if quoted else f"{key}='{value}'"
 
 
 @contextmanager
@@ -61,6 +71,8 @@ def one_line_errors() -> Iterator[None]:
     except MISTAKES as error:
         sys.exit(f"error: {explain(error)}" if is_first_to_ask() else 1)
     except ValueError as error:
+        if str(error) == "Record does not exist.":  # what Optuna says of a study's best trial
+            sys.exit("error: every trial failed, see failed.txt in the sweep's folder")
         if not str(error).startswith("Config group override must be"):
             raise
         nulls = " ".join(a for a in sys.argv[1:] if a.endswith("=null") and "." not in a)
@@ -76,7 +88,7 @@ def explain(error: Exception) -> str:
     if message.startswith("Error merging override"):
         reason = one_line(error.__cause__ or error).split(" full_key:")[0]
         return f"{message.split()[-1]}: {reason}"
-    if "Could not load 'hydra/launcher/" in message:
+    if re.search("Could not load 'hydra/(launcher|sweeper)/", message):
         return f"{message} It comes with: pip install -e '.[sweep]'"
     return message.split(" Config search path:")[0]
 

@@ -36,7 +36,7 @@ from rlopt.compare import (
     step_of,
     transition_table,
 )
-from rlopt.config import Config, ConfigError, make, make_env, make_trainer, one_line
+from rlopt.config import Config, ConfigError, make, make_env, make_trainer, one_line, read_config
 from rlopt.envs import derive_seed
 
 if TYPE_CHECKING:
@@ -126,13 +126,10 @@ def check_settings(cfg: DictConfig) -> None:
 
 def with_parts_of_run(cfg: DictConfig) -> DictConfig:
     """The config with the parts that made a run's policy and batches in place of its own."""
-    path = Path(cfg.run) / ".hydra" / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"run={cfg.run} is no run folder: it has no .hydra/config.yaml")
+    run_cfg = read_config(Path(cfg.run))
     for override in HydraConfig.get().overrides.task:
         if override.lstrip("+~").split("=")[0].split(".")[0] in FROM_RUN:
             raise ConfigError(f"{override}: run={cfg.run} decides it, leave one of them out")
-    run_cfg: Any = OmegaConf.load(path)
     own: Any = OmegaConf.to_container(cfg, resolve=False)
     return OmegaConf.create({**own, **{key: run_cfg[key] for key in FROM_RUN}})
 

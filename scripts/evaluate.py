@@ -7,13 +7,13 @@ from typing import Any
 
 import hydra
 import torch
-from gymnasium.vector import VectorEnv
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 import cli
-from rlopt import check, checkpoint
-from rlopt.config import ConfigError, make_env, make_policy, one_line
+from rlopt import check
+from rlopt.config import ConfigError, make_env, one_line
 from rlopt.evaluate import evaluate, record_video
+from rlopt.trained import load_policy, read_run
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
@@ -34,14 +34,14 @@ def main(cfg: DictConfig) -> None:
             f"return mean {result.mean:.2f}  std {result.std:.2f}  "
             f"min {min(result.returns):.2f}  max {max(result.returns):.2f}"
         )
+        folder = Path(cfg.run) / "videos"
         if cfg.video:
-            folder = Path(cfg.run) / "videos"
             options |= {"episodes": cfg.video_episodes, "device": run_cfg.device}
             try:
                 record_video(policy, run_cfg.env, folder, **options)
             except ValueError as error:
                 raise ConfigError(one_line(error)) from error
-            print(f"wrote {folder}")
+        print(f"wrote {folder if cfg.video else 'nothing'}")
 
 
 def load_run(cfg: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
@@ -57,40 +57,6 @@ def load_run(cfg: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
     run_cfg.device = cfg.device
     torch.set_num_threads(run_cfg.num_threads)
     return run_cfg, state
-
-
-def read_run(run: Path, name: str) -> tuple[DictConfig, dict[str, Any]]:
-    """A run's config, and its checkpoint `last` or `best`.
-
-    Raises:
-        ConfigError: it is no run folder, or the checkpoint is missing or damaged.
-    """
-    path = run / ".hydra" / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"run={run} is no run folder: it has no .hydra/config.yaml")
-    try:
-        check.one_of(["last", "best"], checkpoint=name)
-        state = checkpoint.load(run / "checkpoints" / f"{name}.pt")
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    cfg = OmegaConf.load(path)
-    assert isinstance(cfg, DictConfig)
-    return cfg, state
-
-
-def load_policy(cfg: DictConfig, env: VectorEnv, state: dict[str, Any], name: str) -> Any:
-    """The policy of a run's config with a checkpoint's parameters and statistics.
-
-    Raises:
-        ConfigError: the checkpoint is that of another policy.
-    """
-    policy = make_policy(cfg, env)
-    try:
-        policy.load_state_dict(state["policy"])
-    except (KeyError, RuntimeError) as error:
-        message = f"{name}.pt does not fit the run's policy: {one_line(error)}"
-        raise ConfigError(message) from error
-    return policy
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ import hydra
 from omegaconf import DictConfig
 
 import cli
-from evaluate import load_policy, read_run
 from rlopt.config import ConfigError, make_env, one_line
 from rlopt.export import Greedy, export, has_onnx
+from rlopt.trained import load_policy, read_run
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="export")

@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="statement", help=", ".join(by_name))
-    parser.add_argument("--output", type=Path, default=Path("outputs/lecture"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/lecture"), help="the folder")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in by_name]
     if unknown:
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             draw(result.data).savefig(options.output / file_name)
     failed = sum(row[-1] == "FAIL" for row in cells)
     seconds = time.perf_counter() - start
-    print(f"{len(cells)} rows, {failed} FAIL, {seconds:.1f} s; written to {options.output}")
+    print(f"{len(cells)} rows, {failed} FAIL, {seconds:.1f} s; wrote {options.output}")
     return 1 if failed else 0
 
 

@@ -22,7 +22,8 @@ FREE = {
     "eval.episodes",
     "eval.final_episodes",
     "checkpoint.every",
-    "sweep.resume",
+    "log.histograms",
+    "log.video",
 }
 log = logging.getLogger("train")
 

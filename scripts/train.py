@@ -1,4 +1,7 @@
-"""Train a policy: python scripts/train.py algo=npg env=CartPole-v1."""
+"""Train a policy: python scripts/train.py algo=npg env=CartPole-v1.
+
+With -m every combination of lists: python scripts/train.py -m algo=pg,npg 'seed=range(5)'.
+"""
 
 from __future__ import annotations
 
@@ -40,21 +43,21 @@ ConfigStore.instance().store("schema", Config)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
-def main(cfg: DictConfig) -> float:
-    """One run; returns the mean return of the final evaluation, for sweepers."""
+def main(cfg: DictConfig) -> float | None:
+    """One run, or a sweep's job; returns the mean return of the final evaluation, for sweepers."""
     hydra_cfg = HydraConfig.get()
     if hydra_cfg.mode == RunMode.MULTIRUN:
         return sweep.job(train, cfg, hydra_cfg)
     with cli.one_line_errors():
-        return train(cfg, hydra_cfg)
+        overrides = list(hydra_cfg.overrides.task)
+        sweep.refuse_in_one_run(cfg, overrides)
+        return train(cfg, overrides, Path(hydra_cfg.runtime.output_dir))
 
 
-def train(cfg: DictConfig, hydra_cfg: Any) -> float:
+def train(cfg: DictConfig, overrides: list[str], folder: Path) -> float:
     """A run, new or the one that `resume` names, in a folder that no other process writes."""
-    folder = Path(hydra_cfg.runtime.output_dir)
+    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "sweep"])
     OmegaConf.resolve(cfg)
-    if cfg.sweep.resume and hydra_cfg.mode != RunMode.MULTIRUN:
-        raise ConfigError("sweep.resume=true goes with -m; one run goes on by resume=<its folder>")
     if cfg.resume and distributed.world_size() > 1:
         raise ConfigError(f"resume={cfg.resume}: a run of several processes can't be resumed")
     if distributed.rank() > 0:  # the first process keeps the record
@@ -64,21 +67,22 @@ def train(cfg: DictConfig, hydra_cfg: Any) -> float:
     if not cfg.resume:
         refuse_used(folder)
     with claimed(folder):
-        return make_and_run(cfg, hydra_cfg, folder)
+        return make_and_run(cfg, overrides, folder)
 
 
-def make_and_run(cfg: DictConfig, hydra_cfg: Any, folder: Path) -> float:
+def make_and_run(cfg: DictConfig, overrides: list[str], folder: Path) -> float:
     """Build the parts and train."""
     state = None
-    overrides = list(hydra_cfg.overrides.task)
     if cfg.resume:
         cfg, state = resuming.config(cfg, overrides, folder), resuming.state(folder)
     else:
         refuse_used(folder)  # again: it may have been used before it was claimed
-    algo, tuned = hydra_cfg.runtime.choices.algo, tuned_file(hydra_cfg.runtime.choices)
+    choices: Any = HydraConfig.get().runtime.choices
+    algo, tuned = choices.algo, tuned_file(choices)
     trainer = make_trainer(cfg, folder, state)
     where = f"{cfg.env.id} ({cfg.env.num_envs} environments, {cfg.env.backend})"
     log.info("%s on %s, seed %d, tuned settings: %s", algo, where, cfg.seed, tuned or "none")
+    log.info("writing %s", folder)
     keys = [o.lstrip("+~").split("=")[0].removeprefix("schedule.") for o in overrides]
     for remark in remarks(cfg, keys):
         log.info("note: %s", remark)
@@ -111,6 +115,8 @@ def run(trainer: Trainer, folder: Path, about: dict[str, Any]) -> float:
         seconds = time.perf_counter() - start
         summary = {**about, **summarize(trainer, evaluation, seconds), "status": status}
         end(trainer, folder, {**summary, "error": reason})
+        if evaluation is None:
+            log.info("%s after %d steps, wrote %s", status, trainer.env_steps, folder)
     log.info("%.0f s, evaluation %.1f +- %.1f", seconds, evaluation.mean, evaluation.std)
     log.info("wrote %s", folder)
     return evaluation.mean

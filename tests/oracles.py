@@ -94,8 +94,10 @@ def make_policy(kind, action_space=None, **changes):
     settings = {
         "hidden_sizes": [4],
         "activation": "tanh",
+        "distribution": "gaussian",
         "log_std_init": -0.3,
         "output_gain": 0.7,
+        "orthogonal_init": True,
         "normalize_obs": False,
     }
     return MLPPolicy(OBS_SPACE, action_space or ACTION_SPACES[kind], **settings | changes)

@@ -19,6 +19,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from rlopt.action_spaces import categories
 from rlopt.config import Config
 from rlopt.envs import make_vector_env
 from rlopt.policies import MLPPolicy
@@ -161,6 +162,56 @@ class WithSpaces(gym.Env):
         return self.observation_space.sample(), 0.0, self.count == 3, False, {}
 
 
+class StrictSpaces(WithSpaces):
+    """The same, and an action that is not in the space is an error."""
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return super().step(action)
+
+
+class Match(gym.Env):
+    """Five steps; the reward is 0 for the action that goes with the context, less for others.
+
+    In context c the action is `targets[c]`; each entry of its flattened form that differs costs as
+    much as it differs by. `mask` is `info` or `key`, where the environment hands out a mask: each
+    entry's choice before the target's is forbidden, and costs 100.
+    """
+
+    def __init__(self, action_space=TWO_ACTIONS, mask=None):
+        self.action_space, self.mask = action_space, mask
+        action_space.seed(1)
+        self.targets = [spaces.flatten(action_space, action_space.sample()) for _ in range(2)]
+        self.observation_space = spaces.Discrete(2)
+        if mask == "key":
+            masks = spaces.MultiBinary(spaces.flatdim(action_space))
+            self.observation_space = spaces.Dict(action_mask=masks, context=spaces.Discrete(2))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self._draw()
+
+    def step(self, action):
+        taken = spaces.flatten(self.action_space, action)
+        self.count += 1
+        reward = -float(np.abs(taken.astype(float) - self.targets[self.context]).sum())
+        if self.mask and (taken * (1 - self.allowed)).any():
+            reward = -100.0
+        obs, info = self._draw()
+        return obs, reward, False, self.count == 5, info
+
+    def _draw(self):
+        self.context = int(self.np_random.integers(2))
+        target = self.targets[self.context]
+        if self.mask:
+            parts = np.split(target, np.cumsum(categories(self.action_space))[:-1])
+            self.allowed = 1 - np.concatenate([np.roll(part, -1) for part in parts]).astype(np.int8)
+        if self.mask == "key":
+            return {"action_mask": self.allowed, "context": self.context}, {}
+        return self.context, {"action_mask": self.allowed} if self.mask else {}
+
+
 class OneStep(gym.Env):
     """One step an episode; the action is -1 or 1, or any number between them."""
 
@@ -224,9 +275,21 @@ class TwoSteps(OneStep):
 
 PROBES = [ConstantReward, RewardIsObservation, TwoSteps, RewardIsAction, RewardIsProduct]
 
-for env_class in (Counting, RandomLength, Echo, Faulty, WithSpaces):
+for env_class in (Counting, RandomLength, Echo, Faulty, WithSpaces, StrictSpaces, Match):
     options = {"vector_entry_point": CountingVector} if env_class is Counting else {}
     gym.register(f"{env_class.__name__}-v0", entry_point=env_class, **options)
+MATCHES = {
+    "MultiDiscrete": {"action_space": spaces.MultiDiscrete([3, 2])},
+    "MultiBinary": {"action_space": spaces.MultiBinary(3)},
+    "Dict": {"action_space": spaces.Dict(a=spaces.Discrete(3, start=1), b=UNIT_ACTIONS)},
+    "Box": {"action_space": spaces.Box(np.float32([-1, 0]), np.float32([1, 2]))},
+    "MaskInfo": {"action_space": spaces.Discrete(4), "mask": "info"},
+    "MaskKey": {"action_space": spaces.Discrete(4), "mask": "key"},
+    "MaskMultiInfo": {"action_space": spaces.MultiDiscrete([3, 2]), "mask": "info"},
+    "MaskMultiKey": {"action_space": spaces.MultiDiscrete([3, 2]), "mask": "key"},
+}
+for name, options in MATCHES.items():
+    gym.register(f"Match{name}-v0", entry_point=Match, kwargs=options)
 for env_class in PROBES:
     gym.register(f"{env_class.__name__}-v0", entry_point=env_class)
     gym.register(
@@ -234,7 +297,9 @@ for env_class in PROBES:
     )
 
 
-def make_env(env_id, num_envs=2, backend="sync", max_episode_steps=None, **kwargs):
+def make_env(
+    env_id, num_envs=2, backend="sync", max_episode_steps=None, action_mask=False, **kwargs
+):
     """`make_vector_env` with settings that most tests want."""
     return make_vector_env(
         env_id,
@@ -242,6 +307,7 @@ def make_env(env_id, num_envs=2, backend="sync", max_episode_steps=None, **kwarg
         backend=backend,
         max_episode_steps=max_episode_steps,
         kwargs=kwargs,
+        action_mask=action_mask,
     )
 
 
@@ -250,8 +316,10 @@ def make_policy(env, **settings):
     defaults = {
         "hidden_sizes": [8],
         "activation": "tanh",
+        "distribution": "gaussian",
         "log_std_init": 0.0,
         "output_gain": 1.0,
+        "orthogonal_init": True,
         "normalize_obs": True,
     }
     return MLPPolicy(env.single_observation_space, env.single_action_space, **(defaults | settings))

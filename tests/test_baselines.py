@@ -23,7 +23,9 @@ def perceptron(**settings):
     defaults = {
         "hidden_sizes": [32],
         "activation": "tanh",
+        "orthogonal_init": True,
         "sees_step": False,
+        "standardize_target": True,
         "fit": "gauss_newton",
         "optimizer": functools.partial(torch.optim.Adam, lr=0.01),
         "epochs": 10,
@@ -297,3 +299,21 @@ def test_explained_variance():
     assert explained_variance(torch.zeros(4), target) == 0.0
     assert explained_variance(-target, target) == -3.0
     assert math.isnan(explained_variance(target, torch.ones(4)))
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_without_standardised_targets_the_network_learns_them_as_they_are(fit):
+    """It fits targets of unit scale as well, and those of a large scale far worse."""
+    obs, step, target = data()
+    explained = {}
+    for standardize in (True, False):
+        for scale in (1.0, 1e4):
+            torch.manual_seed(0)
+            baseline = perceptron(fit=fit, standardize_target=standardize, epochs=3)
+            baseline.fit(obs, step, scale * target)
+            explained[standardize, scale] = explained_by(baseline, obs, step, scale * target)
+            if not standardize:
+                assert (baseline.target_mean, baseline.target_std) == (0, 1)
+    assert explained[True, 1e4] == pytest.approx(explained[True, 1.0], abs=0.01)
+    assert explained[False, 1.0] > 0.3
+    assert explained[False, 1e4] != pytest.approx(explained[False, 1.0], abs=0.05)

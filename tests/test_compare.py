@@ -42,8 +42,10 @@ def make_policy(env):
         env.single_action_space,
         hidden_sizes=[16],
         activation="tanh",
+        distribution="gaussian",
         log_std_init=-0.5,
         output_gain=0.5,
+        orthogonal_init=True,
         normalize_obs=False,
     )
 
@@ -148,8 +150,10 @@ def test_a_kl_that_no_scale_reaches_is_nan(float64):
         spaces.Discrete(2),
         hidden_sizes=[3],
         activation="tanh",
+        distribution="gaussian",
         log_std_init=0.0,
         output_gain=0.1,
+        orthogonal_init=True,
         normalize_obs=False,
     )
     batch = random_batch(policy, 2)

@@ -4,8 +4,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
-from probes import TWO_ACTIONS, UNIT_ACTIONS, make_env
+from probes import MATCHES, PROBES, TWO_ACTIONS, UNIT_ACTIONS, make_env
 
 from rlopt.envs import derive_seed, fastest_backend, find_spec, make_vector_env
 
@@ -221,12 +222,9 @@ def test_an_id_may_name_the_module_to_import():
 @pytest.mark.parametrize(
     "space",
     [
-        spaces.MultiDiscrete([2, 3]),
-        spaces.MultiBinary(2),
-        spaces.Discrete(3, start=1),
-        spaces.Box(-1.0, 1.0, (2, 2)),
+        spaces.Text(3),
         spaces.Box(0, 5, (2,), np.int64),
-        spaces.Tuple([TWO_ACTIONS, TWO_ACTIONS]),
+        spaces.Tuple([TWO_ACTIONS, spaces.Sequence(TWO_ACTIONS)]),
     ],
     ids=lambda space: type(space).__name__,
 )
@@ -265,6 +263,20 @@ def test_discrete_observations_become_one_hot(backend):
     env = make_env("FrozenLake-v1", num_envs=3, backend=backend)
     assert (first_obs(env, seed=0) == np.eye(16)[[0, 0, 0]]).all()
     env.close()
+
+
+OUR_ENVS = [
+    "RandomLength",
+    "Echo",
+    *(f"Match{name}" for name in MATCHES),
+    *(f"{c.__name__}" for c in PROBES),
+]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:gymnasium")
+@pytest.mark.parametrize("name", OUR_ENVS)
+def test_the_toy_environments_pass_gymnasiums_checker(name):
+    check_env(gym.make(f"{name}-v0").unwrapped, skip_render_check=True)
 
 
 def test_another_autoreset_mode_is_refused(monkeypatch):

@@ -65,10 +65,10 @@ def test_a_defect_of_ours_does_not_end_a_sweep_either(tmp_path, capfd, monkeypat
     assert capfd.readouterr().err.count("Traceback") == 2
 
 
-@pytest.mark.parametrize("launcher", ["cores", "submitit_local"])
-def test_jobs_in_processes_of_their_own_report_their_failures_too(launcher, tmp_path):
+@pytest.mark.parametrize("preset", ["joblib", "submitit_local"])
+def test_jobs_in_processes_of_their_own_report_their_failures_too(preset, tmp_path):
     arguments = [*SMALL, "algo.max_kl=0.01,-1", f"hydra.sweep.dir={tmp_path}"]
-    started = process("train.py", "-m", *arguments, f"hydra/launcher={launcher}")
+    started = process("train.py", "-m", *arguments, f"sweep={preset}")
     _, err = started.communicate(timeout=100)
     assert started.returncode == 1
     assert err.splitlines()[-1].startswith("error: 1 failed, see ")

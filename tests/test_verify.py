@@ -160,7 +160,7 @@ def smaller(function):
 
 class ForgetsLogStd(MLPPolicy):
     def parameters(self, recurse=True):
-        return (p for name, p in self.named_parameters() if name != "log_std")
+        return (p for name, p in self.named_parameters() if name != "head.log_std")
 
 
 class HasValueHead(MLPPolicy):

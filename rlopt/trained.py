@@ -1,0 +1,151 @@
+"""A trained policy out of a run folder, as a function from observations to actions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv
+from gymnasium.vector.utils import batch_space, iterate
+from numpy.typing import NDArray
+
+from rlopt import check, checkpoint
+from rlopt.action_spaces import env_action
+from rlopt.config import ConfigError, make_env, make_policy, one_line, read_config
+from rlopt.masks import mask_last, mask_size
+from rlopt.rollout import mode, sample
+from rlopt.types import float_tensor
+
+
+@dataclass(frozen=True)
+class TrainedPolicy:
+    """Observation in, action for `env.step` out.
+
+    Attributes:
+        module: the policy itself: `module(obs)` is the distribution at flat observations [B, d].
+        observation_space: of one environment, as it is before observations are flattened.
+        action_space: of one environment.
+        env_id: what it was trained on.
+        env_steps: for how many steps.
+        device: where the module is.
+        mask_size: entries of the action mask, or 0.
+    """
+
+    module: Any
+    observation_space: spaces.Space
+    action_space: spaces.Space
+    env_id: str
+    env_steps: int
+    device: str
+    mask_size: int
+
+    @torch.inference_mode()
+    def __call__(self, obs: Any, *, deterministic: bool = True, action_mask: Any = None) -> Any:
+        """The action at an observation, or the actions at a batch of them; within a Box's bounds.
+
+        Args:
+            obs: an observation as the environment gives it; or a batch as a vector environment
+                does, with one more dimension in front.
+            deterministic: the most probable action; else one is sampled, by torch's random state.
+            action_mask: `info["action_mask"]`, where the policy was trained with it.
+
+        Raises:
+            ValueError: an observation that does not fit the space, or no mask that fits.
+        """
+        try:
+            shape = batch_shape(self.observation_space, obs)
+            flat = flatten(self.observation_space, obs, *(shape or [None]))
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"obs {_described(obs)} does not fit {self.observation_space}, "
+                "nor is it a batch [B, ...] of such"
+            ) from error
+        if self.mask_size:
+            masks = None if action_mask is None else np.reshape(action_mask, (len(flat), -1))
+            flat = mask_last(self.observation_space, flat, self.mask_size, masks)
+        dist = self.module(float_tensor(flat, self.device))
+        chosen = mode(dist) if deterministic else sample(dist)
+        action = env_action(self.action_space, chosen.cpu().numpy())
+        return action if shape else next(iter(iterate(batch_space(self.action_space, 1), action)))
+
+
+def batch_shape(space: spaces.Space, obs: Any) -> tuple[int, ...]:
+    """() for an observation of the space, (B,) for a batch of B.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(space, spaces.Dict):
+        shapes = {batch_shape(part, obs[key]) for key, part in space.items()}
+    elif isinstance(space, spaces.Tuple):
+        shapes = {batch_shape(*pair) for pair in zip(space, obs, strict=True)}
+    else:
+        own, shape = space.shape or (), np.shape(obs)
+        extra = len(shape) - len(own)
+        shapes = {shape[:extra]} if extra in (0, 1) and shape[extra:] == own else set()
+    if len(shapes) != 1:
+        raise ValueError(f"neither an observation nor a batch of {space}")
+    return shapes.pop()
+
+
+def flatten(space: spaces.Space, obs: Any, size: int | None) -> NDArray:
+    """An observation (`size` None) or a batch of `size`, as rows [B, d]."""
+    if isinstance(space, spaces.Box):
+        return np.asarray(obs).reshape(size or 1, -1)
+    rows = [obs] if size is None else iterate(batch_space(space, size), obs)
+    return np.stack([np.asarray(spaces.flatten(space, row)) for row in rows])
+
+
+def _described(obs: Any) -> str:
+    try:
+        return f"of shape {np.shape(obs)}" if np.ndim(obs) else repr(obs)
+    except ValueError:  # ragged
+        return f"of type {type(obs).__name__}"
+
+
+def load(run: Path, checkpoint_name: str, device: str) -> TrainedPolicy:
+    """What `rlopt.load` promises."""
+    cfg, state = read_run(run, checkpoint_name)
+    cfg.device, cfg.env.num_envs = device, 1
+    if cfg.env.backend == "async":
+        cfg.env.backend = "sync"  # the same spaces without a process
+    env = make_env(cfg)
+    module = load_policy(cfg, env, state, checkpoint_name)
+    spaces_ = env.unwrapped.single_observation_space, env.unwrapped.single_action_space
+    num_masked = mask_size(env.single_observation_space)
+    env.close()
+    return TrainedPolicy(module, *spaces_, cfg.env.id, state["env_steps"], device, num_masked)
+
+
+def read_run(run: Path, checkpoint_name: str) -> tuple[Any, dict[str, Any]]:
+    """A run's config, and its checkpoint `last` or `best`.
+
+    Raises:
+        ConfigError: it is no run folder, or the checkpoint is missing or damaged.
+    """
+    cfg = read_config(run)
+    try:
+        check.one_of(["last", "best"], checkpoint=checkpoint_name)
+        state = checkpoint.load(run / "checkpoints" / f"{checkpoint_name}.pt")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return cfg, state
+
+
+def load_policy(cfg: Any, env: VectorEnv, state: dict[str, Any], checkpoint_name: str) -> Any:
+    """The policy of a run's config, with a checkpoint's parameters and statistics.
+
+    Raises:
+        ConfigError: the checkpoint is that of another policy.
+    """
+    policy = make_policy(cfg, env)
+    try:
+        policy.load_state_dict(state["policy"])
+    except (KeyError, RuntimeError) as error:
+        message = f"{checkpoint_name}.pt does not fit the run's policy: {one_line(error)}"
+        raise ConfigError(message) from error
+    return policy
