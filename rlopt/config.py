@@ -388,30 +388,6 @@ def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = N
     return trainer
 
 
-def film(trainer: Trainer, cfg: DictConfig, folder: Path, seed: int) -> None:
-    """Make every evaluation leave a video of one greedy episode too.
-
-    Raises:
-        ConfigError: the environment can't be drawn, or a package is missing.
-    """
-    try:
-        refuse_undrawable(cfg.env)
-    except ValueError as error:
-        raise ConfigError(f"log.video=true: {one_line(error)}") from error
-    evaluate_only = trainer.evaluate
-
-    def evaluate_and_film(episodes: int) -> Evaluation:
-        to = folder / f"step_{trainer.env_steps}"
-        if not to.exists():  # a second evaluation at the same step
-            options: dict[str, Any] = {"seed": seed, "deterministic": True, "device": cfg.device}
-            record_video(trainer.policy, cfg.env, to, episodes=1, **options)
-        for path in to.glob("*.mp4"):
-            trainer.logger.gif("eval/video", trainer.env_steps, as_gif(path))
-        return evaluate_only(episodes)
-
-    trainer.evaluate = evaluate_and_film
-
-
 def make_schedules(
     cfg: DictConfig, policy: Any, rule: Any, baseline: Any, env: VectorEnv
 ) -> dict[str, Schedule]:
@@ -451,6 +427,30 @@ def make_schedules(
 def is_number(x: Any) -> bool:
     """A finite number, and no flag."""
     return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+
+
+def film(trainer: Trainer, cfg: DictConfig, folder: Path, seed: int) -> None:
+    """Make every evaluation leave a video of one greedy episode too.
+
+    Raises:
+        ConfigError: the environment can't be drawn, or a package is missing.
+    """
+    try:
+        refuse_undrawable(cfg.env)
+    except ValueError as error:
+        raise ConfigError(f"log.video=true: {one_line(error)}") from error
+    evaluate_only = trainer.evaluate
+
+    def evaluate_and_film(episodes: int) -> Evaluation:
+        to = folder / f"step_{trainer.env_steps}"
+        if not to.exists():  # a second evaluation at the same step
+            options: dict[str, Any] = {"seed": seed, "deterministic": True, "device": cfg.device}
+            record_video(trainer.policy, cfg.env, to, episodes=1, **options)
+        for path in to.glob("*.mp4"):
+            trainer.logger.gif("eval/video", trainer.env_steps, as_gif(path))
+        return evaluate_only(episodes)
+
+    trainer.evaluate = evaluate_and_film
 
 
 def load_state(trainer: Trainer, state: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ RULES = {
     "npg": ["algo.max_kl=0.03"],
     "trpo": ["algo.max_kl=0.1"],
     "ppo": ["algo.optimizer.lr=0.02", "algo.epochs=5", "algo.target_kl=0.1"],
+    "ppo_clip": ["algo.optimizer.lr=0.02", "algo.epochs=10"],
 }
 SMALL = [
     "~tuned",
