@@ -226,7 +226,7 @@ def test_a_run_prints_its_tuned_file_and_its_folder(tmp_path):
     assert f"wrote {tmp_path / 'run'}" in out
 
 
-@pytest.mark.parametrize("preset", ["null", "joblib", "submitit_local"])
+@pytest.mark.parametrize("preset", [[], ["sweep=joblib"], ["sweep=submitit_local"]])
 def test_a_sweeps_jobs_have_own_folders_and_equal_the_same_job_alone(preset, tmp_path):
     arguments = [*SMALL, "algo=ppo", "env=Pendulum-v1", "env.backend=sync"]
     sweep = process(
@@ -234,7 +234,7 @@ def test_a_sweeps_jobs_have_own_folders_and_equal_the_same_job_alone(preset, tmp
         "-m",
         *arguments,
         "seed=0,1",
-        f"sweep={preset}",
+        *preset,
         f"hydra.sweep.dir={tmp_path}",
         "hydra.verbose=false",
     )
