@@ -45,8 +45,8 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     env = make_vector_env("Cart-v0", num_envs=16)
     policy = MLPPolicy(env.single_observation_space, env.single_action_space, hidden_sizes=[],
-                       activation="tanh", distribution="gaussian", log_std_init=-0.5, output_gain=0.01,
-                       orthogonal_init=True, normalize_obs=True)
+                       activation="tanh", distribution="gaussian", log_std_init=-0.5,
+                       output_gain=0.01, orthogonal_init=True, normalize_obs=True)
     rule = NPG(policy, max_kl=0.05, step_size=None, fisher="exact", solver="cg", damping=0.01,
                cg_iterations=10, cg_tolerance=1e-3)
     for i, mean_return in enumerate(train(env, policy, rule, iterations=40)):

@@ -47,8 +47,8 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     env = make_vector_env("CartPole-v1", num_envs=16)
     policy = MLPPolicy(env.single_observation_space, env.single_action_space, hidden_sizes=[32],
-                       activation="tanh", distribution="gaussian", log_std_init=0.0, output_gain=0.01,
-                       orthogonal_init=True, normalize_obs=True)
+                       activation="tanh", distribution="gaussian", log_std_init=0.0,
+                       output_gain=0.01, orthogonal_init=True, normalize_obs=True)
     rule = EntropyPG(policy, optimizer=partial(torch.optim.Adam, lr=0.01), entropy_bonus=0.01)
     for i, mean_return in enumerate(train(env, policy, rule, iterations=60)):
         print(f"{i:3}  {mean_return:.1f}")

@@ -90,6 +90,8 @@ class ActionMask(VectorWrapper):
                 raise ValueError(f"the observation's {KEY} has {found} entries, {needs}")
             low, high = (mask_last(space, x[None], self.size, None)[0] for x in (low, high))
             low, high = low[: -self.size], high[: -self.size]
+            if not len(low):
+                raise ValueError(f"the observation has nothing beside its {KEY}")
         features = spaces.Box(low, high, dtype=low.dtype)
         self.single_observation_space = MaskedBox(features, self.size)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
