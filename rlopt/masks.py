@@ -117,7 +117,8 @@ class ActionMask(VectorWrapper):
         try:
             obs = mask_last(self.space, flat, self.size, info.get(KEY, none))
         except ValueError as error:
-            raise BrokenEnvError(f"env={env_id(self.env)}: {call}: {error} in info") from error
+            where = f"env={env_id(self.env)}: {call}: {error}"
+            raise BrokenEnvError(f"{where} in info, where env.action_mask=true looks") from error
         allowed = np.logical_or.reduceat(obs[:, -self.size :] != 0, self.starts, axis=1)
         stuck = np.flatnonzero(~allowed.all(axis=1) & ~done)
         if len(stuck):
