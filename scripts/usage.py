@@ -8,7 +8,7 @@ from pathlib import Path
 
 GROUP = re.compile(r"  - (?:optional )?([\w/]+): (\S+)\s*(?:# (.*))?")
 PARENT = re.compile(r"  - (\w+)$")
-WHOLE_PRESETS = {"experiment", "tuned"}  # groups whose files are told by their heads
+WHOLE_PRESETS = {"experiment", "sweep", "tuned"}  # groups whose files are told by their heads
 
 
 def help_text(about: str, config: Path, command: str, asked: list[str]) -> str:

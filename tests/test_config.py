@@ -205,7 +205,6 @@ BAD = [
     ("policy.orthogonal_init=7", r"policy\.orthogonal_init must be true or false, got 7"),
     ("baseline.orthogonal_init=7", r"baseline\.orthogonal_init must be true or false, got 7"),
     ("baseline.standardize_target=7", r"baseline\.standardize_target must be true or false, got 7"),
-    ("log.histograms=7", r"log\.histograms must be true or false, got 7"),
     ("policy.normalize_obs=7", r"policy\.normalize_obs must be true or false, got 7"),
     ("advantage.lambda_=2", r"advantage\.lambda_ must be between 0 and 1, got 2"),
     ("advantage=td advantage.num_steps=0", r"advantage\.num_steps must be .*, got 0"),

@@ -195,9 +195,9 @@ EXHAUSTIVE = {"derandomize": True, "deadline": None, "database": None}
 EXHAUSTIVE["suppress_health_check"] = list(HealthCheck)
 
 
-@settings(max_examples=60, **EXHAUSTIVE)
+@settings(max_examples=30, **EXHAUSTIVE)
 @given(configs())
-def test_sixty_random_configs_update_twice_or_end_in_one_line(config):
+def test_thirty_random_configs_update_twice_or_end_in_one_line(config):
     check_config(config)
 
 

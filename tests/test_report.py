@@ -411,14 +411,3 @@ def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch):
     assert mistake(f"runs={tmp_path}") == (
         "error: report.py needs a package: pip install -e '.[bench]'"
     )
-
-
-def test_the_help_names_every_setting_with_its_default():
-    code, out = run_here("report.py", "--help")
-    assert not code
-    config = yaml.safe_load((runs.Path(__file__).parents[1] / "configs/report.yaml").read_text())
-    settings = {key: value for key, value in config.items() if key not in ("hydra", "defaults")}
-    assert settings == {"runs": "???", "out": None, "thresholds": None}
-    for name, default in [("runs", "required"), ("out", "default null"), ("thresholds", "null")]:
-        assert re.search(rf"^  {name} +(default )?{re.escape(default)}", out, re.MULTILINE)
-    assert len(out.splitlines()) < 24

@@ -412,7 +412,7 @@ def test_sigterm_at_any_moment_leaves_a_run_that_goes_on_exactly(moment, whole, 
     assert_same_run(folder, whole)
 
 
-@pytest.mark.parametrize("calls", [7, 8, 9, 10])
+@pytest.mark.parametrize("calls", [pytest.param(7, marks=pytest.mark.slow), 8, 9, 10])
 def test_kill_between_the_renames_of_a_checkpoint_leaves_one_that_is_whole(calls, whole, tmp_path):
     """Four neighbouring renames: of metrics.csv, of a new checkpoint, and of the one before."""
     folder = tmp_path / "run"

@@ -197,6 +197,7 @@ def test_steps_to_a_threshold_are_minimised_and_a_sampler_is_not_seeded_alike_tw
     assert study_of(tmp_path).ask().number == 0
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_goes_on_and_ends_with_as_many_trials(tmp_path):
     folder, arguments = tmp_path / "sweep", [KL, "sweep.trials=3", *LONGER]
     started = process("train.py", *SEARCH, f"hydra.sweep.dir={folder}", *arguments)

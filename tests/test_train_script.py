@@ -226,7 +226,7 @@ def test_a_run_prints_its_tuned_file_and_its_folder(tmp_path):
     assert f"wrote {tmp_path / 'run'}" in out
 
 
-@pytest.mark.parametrize("preset", ["null", "joblib", "submitit_local"])
+@pytest.mark.parametrize("preset", [[], ["sweep=joblib"], ["sweep=submitit_local"]])
 def test_a_sweeps_jobs_have_own_folders_and_equal_the_same_job_alone(preset, tmp_path):
     arguments = [*SMALL, "algo=ppo", "env=Pendulum-v1", "env.backend=sync"]
     sweep = process(
@@ -234,7 +234,7 @@ def test_a_sweeps_jobs_have_own_folders_and_equal_the_same_job_alone(preset, tmp
         "-m",
         *arguments,
         "seed=0,1",
-        f"sweep={preset}",
+        *preset,
         f"hydra.sweep.dir={tmp_path}",
         "hydra.verbose=false",
     )
@@ -352,7 +352,7 @@ def test_a_mistake_on_the_command_line_is_one_line(case, tmp_path):
 
 PROCESS_MISTAKES = [
     (["env=CartPoel-v1"], ["env=CartPoel-v1", "did you mean CartPole-v1"]),
-    (["env=toys:Many-v0"], ["Many-v0", "MultiDiscrete", "Discrete(n)"]),
+    (["env=toys:Many-v0"], ["Many-v0", "Text"]),
     (["algo.max_k=1"], ["algo.max_k ", "algo.max_kl?"]),
     (["algo=npgg"], ["algo/npgg", "npg pg ppo trpo"]),
     (["algo.max_kl=-1"], ["algo.max_kl must be greater than 0, got -1"]),
@@ -364,7 +364,7 @@ import gymnasium
 from gymnasium import spaces
 
 class Many(gymnasium.Env):
-    observation_space, action_space = spaces.Discrete(2), spaces.MultiDiscrete([2, 2])
+    observation_space, action_space = spaces.Discrete(2), spaces.Text(3)
 
 gymnasium.register("Many-v0", Many)
 """

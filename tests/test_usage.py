@@ -6,6 +6,8 @@ import pytest
 from probes import CONFIGS
 from test_train_script import SCRIPTS, process, run_here
 
+from usage import WHOLE_PRESETS
+
 SCREEN = 60  # lines
 WITHOUT_COMMENT = {"_target_", "_partial_"}
 
@@ -32,7 +34,7 @@ def test_help_of_train_has_every_choice_with_the_text_of_its_file():
         for path in (CONFIGS / group).rglob("*.yaml"):
             choice = path.relative_to(CONFIGS / group).with_suffix("")
             assert f"{group}={choice}" in out
-            if group not in ("experiment", "tuned"):
+            if group not in WHOLE_PRESETS:
                 text = "".join(f"  {line}\n" for line in path.read_text().splitlines())
                 assert text in out
     assert {"algo", "policy", "advantage", "baseline", "rollout", "env"} <= set(groups_of(out))
@@ -41,9 +43,11 @@ def test_help_of_train_has_every_choice_with_the_text_of_its_file():
     assert base.split("- _self_\n\n")[1] in out
 
 
-@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "compare.py", "verify.py"])
+@pytest.mark.parametrize(
+    "script", ["train.py", "evaluate.py", "compare.py", "verify.py", "report.py"]
+)
 def test_help_tells_what_each_setting_means(script):
-    out = help_of(script)
+    out = help_of(f"{script}.py")
     assert keys_without_meaning(out) == set()
     assert "defaults:" not in out
     assert "hydra:" not in out.replace("${hydra:", "")
