@@ -90,6 +90,8 @@ class ActionMask(VectorWrapper):
                 raise ValueError(f"the observation's {KEY} has {found} entries, {needs}")
             low, high = (mask_last(space, x[None], self.size, None)[0] for x in (low, high))
             low, high = low[: -self.size], high[: -self.size]
+            if not len(low):
+                raise ValueError(f"the observation has nothing beside its {KEY}")
         features = spaces.Box(low, high, dtype=low.dtype)
         self.single_observation_space = MaskedBox(features, self.size)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
@@ -115,7 +117,8 @@ class ActionMask(VectorWrapper):
         try:
             obs = mask_last(self.space, flat, self.size, info.get(KEY, none))
         except ValueError as error:
-            raise BrokenEnvError(f"env={env_id(self.env)}: {call}: {error} in info") from error
+            where = f"env={env_id(self.env)}: {call}: {error}"
+            raise BrokenEnvError(f"{where} in info, where env.action_mask=true looks") from error
         allowed = np.logical_or.reduceat(obs[:, -self.size :] != 0, self.starts, axis=1)
         stuck = np.flatnonzero(~allowed.all(axis=1) & ~done)
         if len(stuck):

@@ -109,7 +109,7 @@ def test_the_mask_is_last_in_the_observation_and_no_forbidden_action_is_taken(ki
     assert len(rollout.episode_returns) == 3 * (40 // 6)
 
 
-def test_a_run_with_masks_resumes_exactly():
+def test_the_state_of_masked_environments_can_be_restored():
     env, other = (masked_env("Info") for _ in range(2))
     env.reset(seed=0)
     env.step(np.full(3, 2))
@@ -185,6 +185,12 @@ def test_a_key_that_does_not_fit_the_actions_is_refused():
     space = gym.spaces.Dict(action_mask=gym.spaces.MultiBinary(3), x=probes.UNIT_ACTIONS)
     message = r"^env=WithSpaces-v0: .* action_mask has 3 entries, Discrete\(2\) needs 2"
     with pytest.raises(ValueError, match=message):
+        make_env("WithSpaces-v0", observation_space=space)
+
+
+def test_a_policy_needs_something_beside_the_mask_to_see():
+    space = gym.spaces.Dict(action_mask=gym.spaces.MultiBinary(2))
+    with pytest.raises(ValueError, match=r"^env=WithSpaces-v0: .* nothing beside its action_mask"):
         make_env("WithSpaces-v0", observation_space=space)
 
 
