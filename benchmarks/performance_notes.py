@@ -24,6 +24,13 @@ the update itself. *Other*: bookkeeping of the rollout, advantages, KL and entro
 the record. *Floor*: the environment alone at random actions, and the kernels of every optimiser
 step of the work (matrix products, tanh, fused Adam) with no autograd and no loss around them; CG,
 acting and all else are not in it.
+
+Why the targets are missed: on HalfCheetah the environments inside the loop take what the target
+leaves, or more; on CartPole the optimisers' steps do, whose kernels alone take most of it, and
+autograd two to three times as much. Tried without enough gain to keep: the perceptron's gradient
+written out as one autograd function (1.1-1.2x a gradient), minibatches as slices of a batch that is
+shuffled once an epoch (1.0x), the critic's fit in a thread beside the update (1.3x at times, less
+than 1 at others).
 """
 
 FISHER_NOTES = """
