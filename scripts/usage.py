@@ -44,10 +44,11 @@ def _sections(config: Path) -> Iterator[tuple[str, str]]:
     blocks.pop("hydra", None)
     parents = [config.with_name(f"{m[1]}.yaml") for m in map(PARENT.fullmatch, defaults) if m]
     inherited = [dict(_sections(path)) for path in parents if path.is_file()]
-    own = [*("".join(blocks.values()).strip("\n").splitlines()), ""] if blocks else []
-    settings = [text for part in inherited if (text := part.pop("settings", ""))]
-    if own or settings:
-        yield "settings", "\n".join(own) + ("\n" if own and settings else "") + "\n".join(settings)
+    for part in inherited:  # less what the command's own file sets
+        for key, text in _blocks(part.pop("settings", "")).items():
+            blocks.setdefault(key, text)
+    if blocks:
+        yield "settings", "".join(blocks.values()).strip("\n") + "\n"
     for part in inherited:
         yield from part.items()
     for match in filter(None, map(GROUP.fullmatch, defaults)):
