@@ -24,7 +24,7 @@ def objective(
 
     Source: Agarwal et al. 2021, "Deep RL at the Edge of the Statistical Precipice", section 4.3.
     """
-    from scipy.stats import trim_mean  # takes a third of a second, and only searches need it
+    from rlopt.report.stats import iqm  # scipy takes a third of a second; only searches need it
 
     curves = [evaluations(folder) for folder in folders]
     if name == "iqm":
@@ -34,7 +34,7 @@ def objective(
     else:
         assert threshold is not None
         scores = [steps_to_threshold(*curve, total_steps, threshold) for curve in curves]
-    return float(trim_mean(scores, 0.25))
+    return float(iqm(np.array(scores)))
 
 
 def evaluations(folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -59,7 +59,7 @@ def test_every_setting_of_a_switch_says_what_is_compared(switch):
 def test_one_of_the_settings_is_what_a_run_does_without_them():
     """The other is then a change of one switch; of ppo where the switch is ppo's."""
     for switch in set(SWITCHES) - {"cg_iterations"}:
-        algo = "ppo" if switch == "kl_penalty" else "npg"
+        algo = "ppo" if switch in {"kl_penalty", "learning_rate_decay"} else "npg"
         assert flat(to_dict(compose_config(f"algo={algo}", "~tuned"))) in configs_of(switch), switch
 
 
