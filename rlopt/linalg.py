@@ -16,6 +16,8 @@ from rlopt.distributed import total, world_size
 
 Operator = Callable[[Tensor], Tensor]
 PASS_ROWS = 4096  # through a network at a time: what its layers leave then stays in the cache
+GRAPH_BYTES = 2**31  # for the graphs that are in memory at a time, where nothing else is said
+GRAPHS = 4  # J v keeps so many times what a backward pass does
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,25 @@ def sum_operator(parts: Sequence[Callable[[], Operator]], keep: bool) -> Operato
         return total(torch.stack([A(v) for A in operators]).sum(0))
 
     return product
+
+
+def chunk_that_fits(outputs: Callable[[int], Tensor]) -> int | None:
+    """How many rows' graphs fit into memory at a time, or None where all of any batch do.
+
+    Args:
+        outputs: maps a number of rows to what a network makes of them.
+    """
+    saved = [0, 0]
+    for rows in (1, 2):  # of which the difference is without the parameters
+
+        def keep(x: Tensor, rows: int = rows) -> Tensor:
+            saved[rows - 1] += x.nbytes
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            outputs(rows)
+    rows = GRAPH_BYTES // max(1, GRAPHS * (saved[1] - saved[0]))
+    return None if rows >= PASS_ROWS else max(1, rows)
 
 
 def damped(A: Operator, damping: float) -> Operator:

@@ -212,6 +212,46 @@ class Match(gym.Env):
         return self.context, {"action_mask": self.allowed} if self.mask else {}
 
 
+class Spot(gym.Env):
+    """Four images; the reward is 1 for telling on which side of the image the bright spot is.
+
+    With `flips` the observation is a Dict of the image and a number, and where that is negative the
+    other action is the right one. With `mask` it holds an action mask that allows both.
+    """
+
+    def __init__(self, shape=(16, 16, 1), flips=False, mask=False):
+        self.shape, self.flips, self.mask = shape, flips, mask
+        self.action_space = TWO_ACTIONS
+        self.observation_space = image = spaces.Box(0, 255, shape, np.uint8)
+        if flips or mask:
+            parts = {"image": image, "sign": UNIT_ACTIONS}
+            masks = {"action_mask": spaces.MultiBinary(2)} if mask else {}
+            self.observation_space = spaces.Dict(parts | masks)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self._draw(), {}
+
+    def step(self, action):
+        right = self.right != (self.sign < 0)
+        self.count += 1
+        return self._draw(), float(action == right), False, self.count == 4, {}
+
+    def _draw(self):
+        self.right = bool(self.np_random.integers(2))
+        self.sign = float(self.np_random.uniform(-1, 1)) if self.flips else 1.0
+        image = self.np_random.integers(0, 30, self.shape, np.uint8)
+        height, width = self.shape[:2]
+        row = self.np_random.integers(height - 3)
+        column = self.np_random.integers(width // 2 - 3) + self.right * width // 2
+        image[row : row + 3, column : column + 3] = 255
+        obs = {"image": image, "sign": np.float32([self.sign])}
+        if self.mask:
+            obs["action_mask"] = np.ones(2, np.int8)
+        return obs if self.flips or self.mask else image
+
+
 class OneStep(gym.Env):
     """One step an episode; the action is -1 or 1, or any number between them."""
 
@@ -275,7 +315,7 @@ class TwoSteps(OneStep):
 
 PROBES = [ConstantReward, RewardIsObservation, TwoSteps, RewardIsAction, RewardIsProduct]
 
-for env_class in (Counting, RandomLength, Echo, Faulty, WithSpaces, StrictSpaces, Match):
+for env_class in (Counting, RandomLength, Echo, Faulty, WithSpaces, StrictSpaces, Match, Spot):
     options = {"vector_entry_point": CountingVector} if env_class is Counting else {}
     gym.register(f"{env_class.__name__}-v0", entry_point=env_class, **options)
 MATCHES = {

@@ -12,7 +12,12 @@ from probes import CONFIGS, compose_config
 from rlopt.config import GROUPS, make_trainer
 
 CHOICES = [sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")) for group in GROUPS]
-COMBINATIONS = list(itertools.product(*CHOICES))
+NETWORKS = {"fourier", "cnn", "network", "trunk"}  # nothing but other networks: with each rule once
+PLAIN = [[choice for choice in choices if choice not in NETWORKS] for choices in CHOICES]
+COMBINATIONS = [
+    *itertools.product(*PLAIN),
+    *((algo, "fourier", "gae", "trunk", "steps") for algo in CHOICES[0]),
+]
 SMALL = [
     "~tuned",
     "total_steps=20",
