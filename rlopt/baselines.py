@@ -120,7 +120,7 @@ class MLPBaseline(NetworkBaseline):
         **settings: Any,
     ) -> None:
         check.sizes(hidden_sizes=hidden_sizes)
-        check.flag(orthogonal_init=orthogonal_init)
+        check.flag(orthogonal_init=orthogonal_init, sees_step=sees_step)
         parts = [*entries(observation_space), *[STEP] * sees_step]
         normalizer = make_normalizer(parts, standardize=True)
         assert normalizer is not None

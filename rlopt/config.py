@@ -299,7 +299,8 @@ def bind(cfg: DictConfig, section: str, **given: Any) -> Callable[..., Any]:
         if required and key not in settings:
             raise ConfigError(f"{section}.{key} is missing: {target.__name__} needs it")
     with naming(section, cfg[section]):
-        return partial(instantiate(cfg[section], _convert_="all", _partial_=True), **given)
+        bound = instantiate(cfg[section], _convert_="all", _partial_=True)
+    return partial(bound, **given) if given else bound
 
 
 def keyword_parameters(target: Any) -> dict[str, inspect.Parameter]:

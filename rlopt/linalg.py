@@ -156,16 +156,20 @@ def chunk_that_fits(outputs: Callable[[int], Tensor]) -> int | None:
     Args:
         outputs: maps a number of rows to what a network makes of them.
     """
-    saved = [0, 0]
+    sizes = []
     for rows in (1, 2):  # of which the difference is without the parameters
+        kept: dict[int, int] = {}
 
-        def keep(x: Tensor, rows: int = rows) -> Tensor:
-            saved[rows - 1] += x.nbytes
+        def keep(x: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            storage = x.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
             return x
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            outputs(rows)
-    rows = GRAPH_BYTES // max(1, GRAPHS * (saved[1] - saved[0]))
+            output = outputs(rows)  # alive while its graph is counted
+        sizes.append(sum(kept.values()))
+        del output
+    rows = GRAPH_BYTES // max(1, GRAPHS * (sizes[1] - sizes[0]))
     return None if rows >= PASS_ROWS else max(1, rows)
 
 

@@ -18,7 +18,7 @@ from rlopt.linalg import PASS_ROWS
 from rlopt.observations import is_image
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
-IMAGE_ROWS = 128  # through a network at a time
+IMAGE_ROWS = 64  # through a network at a time
 NATURE_SIZE = 36  # of the smallest image that the three convolutions leave something of
 
 

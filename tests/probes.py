@@ -215,17 +215,17 @@ class Match(gym.Env):
 class Spot(gym.Env):
     """Four images; the reward is 1 for telling on which side of the image the bright spot is.
 
-    With `flips` the observation is a Dict of the image and a number, and where that is negative the
-    other action is the right one. With `mask` it holds an action mask that allows both.
+    With `signs` the observation is a Dict of the image and a number, and the reward is for telling
+    the number's sign too. With `mask` it holds an action mask that allows all.
     """
 
-    def __init__(self, shape=(16, 16, 1), flips=False, mask=False):
-        self.shape, self.flips, self.mask = shape, flips, mask
-        self.action_space = TWO_ACTIONS
+    def __init__(self, shape=(16, 16, 1), signs=False, mask=False):
+        self.shape, self.signs, self.mask = shape, signs, mask
+        self.action_space = spaces.MultiDiscrete([2, 2]) if signs else TWO_ACTIONS
         self.observation_space = image = spaces.Box(0, 255, shape, np.uint8)
-        if flips or mask:
+        if signs or mask:
             parts = {"image": image, "sign": UNIT_ACTIONS}
-            masks = {"action_mask": spaces.MultiBinary(2)} if mask else {}
+            masks = {"action_mask": spaces.MultiBinary(4 if signs else 2)} if mask else {}
             self.observation_space = spaces.Dict(parts | masks)
 
     def reset(self, *, seed=None, options=None):
@@ -234,22 +234,21 @@ class Spot(gym.Env):
         return self._draw(), {}
 
     def step(self, action):
-        right = self.right != (self.sign < 0)
+        right = (self.right, self.sign > 0) if self.signs else self.right
         self.count += 1
-        return self._draw(), float(action == right), False, self.count == 4, {}
+        return self._draw(), float(np.all(action == np.array(right))), False, self.count == 4, {}
 
     def _draw(self):
-        self.right = bool(self.np_random.integers(2))
-        self.sign = float(self.np_random.uniform(-1, 1)) if self.flips else 1.0
+        self.right, self.sign = bool(self.np_random.integers(2)), self.np_random.uniform(-1, 1)
         image = self.np_random.integers(0, 30, self.shape, np.uint8)
         height, width = self.shape[:2]
         row = self.np_random.integers(height - 3)
         column = self.np_random.integers(width // 2 - 3) + self.right * width // 2
         image[row : row + 3, column : column + 3] = 255
-        obs = {"image": image, "sign": np.float32([self.sign])}
-        if self.mask:
-            obs["action_mask"] = np.ones(2, np.int8)
-        return obs if self.flips or self.mask else image
+        if not isinstance(self.observation_space, spaces.Dict):
+            return image
+        masks = {"action_mask": np.ones(4 if self.signs else 2, np.int8)} if self.mask else {}
+        return {"image": image, "sign": np.float32([self.sign]), **masks}
 
 
 class OneStep(gym.Env):

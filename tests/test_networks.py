@@ -23,7 +23,7 @@ from rlopt.verify.audit import num_changed, tensors_of
 
 IMAGE = spaces.Box(0, 255, (16, 16, 1), np.uint8)
 VECTOR = spaces.Box(-np.inf, np.inf, (3,), np.float32)
-BOTH = spaces.Dict(goal=VECTOR, camera=IMAGE, mode=spaces.Discrete(2))
+BOTH = spaces.Dict({"goal": VECTOR, "camera": IMAGE, "mode": spaces.Discrete(2)})
 HEAD = {"distribution": "gaussian", "log_std_init": -0.5, "normalize_obs": True}
 CNN = {
     "convolutions": "impala",
@@ -54,7 +54,8 @@ def flat_rows(space, size):
     """Sampled observations and their rows [B, d]."""
     space.seed(0)
     samples = [space.sample() for _ in range(size)]
-    return samples, torch.as_tensor(np.stack([spaces.flatten(space, x) for x in samples]))
+    rows = torch.as_tensor(np.stack([spaces.flatten(space, x) for x in samples]))
+    return samples, rows.float() if rows.is_floating_point() else rows
 
 
 def cnn_policy(space, actions=None, **changes):
@@ -185,7 +186,7 @@ def test_pixels_are_scaled_and_the_rest_is_standardised(space):
         assert policy.normalizer.running.mean.shape == (5,)
     else:
         assert policy.normalizer.running is None
-    assert sum(x.numel() for x in policy.normalizer.state_dict().values()) < 15
+    assert sum(x.numel() for x in policy.normalizer.state_dict().values()) < 25
 
 
 def make_baseline(kind, space, policy=None, **changes):
@@ -287,12 +288,13 @@ def test_a_fit_of_the_trunk_leaves_the_policy_bitwise(fit):
     _, rows = flat_rows(BOTH, 64)
     baseline = make_baseline("trunk", flat_space(BOTH), policy, fit=fit, epochs=3, damping=1e-3)
     before, step = tensors_of(policy), torch.zeros(64, dtype=torch.int64)
-    first = baseline.fit(rows, step, torch.randn(64))["baseline/loss"]
+    target = torch.randn(64)
+    first, last = (baseline.fit(rows, step, target)["baseline/loss"] for _ in range(2))
     assert num_changed(before, tensors_of(policy)) == 0
     assert all(p.grad is None for p in policy.parameters())
     assert {id(p) for p in policy.parameters()}.isdisjoint(map(id, baseline.parameters()))
     assert not baseline(rows, step).isnan().any()
-    assert first < 1
+    assert last < first
 
 
 def test_a_linear_trunk_is_least_squares_on_the_policys_features(float64):
@@ -359,7 +361,7 @@ BAD = [
         r"policy\.network must map \[1, 4\] to \[1, 2\], got \[1, 1\]$",
     ),
     (
-        [*NETWORK, "policy.network._target_=builtins.print", "~policy.network.width"],
+        ["policy=network", "policy.network._target_=builtins.print"],
         r"policy\.network must be an nn\.Module, got an object of NoneType$",
     ),
     ([*NETWORK, "baseline=trunk"], r"baseline=trunk needs a policy\.network that is an nn\.Seq"),
@@ -401,28 +403,25 @@ def test_a_policy_that_takes_an_image_for_a_vector_is_remarked_on(tmp_path):
 
 # Whole runs
 
-QUICK = ["env.num_envs=16", "rollout.num_steps=16", "eval.final_episodes=16", "gamma=0"]
-SMALL_CNN = ["policy=cnn", "policy.convolutions=impala", "policy.channels=[4,8]"]
-SMALL_CNN += ["policy.hidden_sizes=[16]"]
+QUICK = ["env=Spot-v0", "env.num_envs=16", "rollout.num_steps=16", "gamma=0"]
+QUICK += ["eval.final_episodes=16"]
+SMALL_CNN = ["policy=cnn", "policy.channels=[4,8,8]", "policy.hidden_sizes=[16]"]
+SMALL_CNN += ["env.kwargs.shape=[36,36,1]"]
 RULES = {
-    "npg": ["algo=npg", "algo.max_kl=0.05", "baseline=trunk"],
-    "ppo": ["algo=ppo", "algo.optimizer.lr=0.003", "algo.epochs=4", "baseline=cnn"],
+    "npg": ["algo=npg", "algo.max_kl=0.2", "baseline=trunk"],
+    "ppo": ["algo=ppo", "algo.optimizer.lr=0.01", "algo.epochs=4", "baseline=cnn"],
 }
-RULES["ppo"] += [f"baseline.{key.removeprefix('policy.')}" for key in SMALL_CNN[1:]]
-
-
-def learnt(tmp_path, rule, *overrides):
-    trainer = trainer_of(tmp_path, *RULES[rule], *SMALL_CNN, *QUICK, *overrides)
-    return trainer.train().mean
+RULES["ppo"] += ["baseline.channels=[4,8,8]", "baseline.hidden_sizes=[16]"]
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_cnn_learns_to_see(rule, tmp_path):
     """Where the spot is: 4 of 4; an image without sides would be worth 2."""
-    assert learnt(tmp_path, rule, "env=Spot-v0", "total_steps=4000") > 3.8
+    trainer = trainer_of(tmp_path, *QUICK, *SMALL_CNN, *RULES[rule], "total_steps=1500")
+    assert trainer.train().mean > 3
 
 
 def test_one_encoder_a_key_learns_from_both(tmp_path):
-    """Neither the image nor the number alone says more than a coin."""
-    flips = ["env=Spot-v0", "env.kwargs.flips=true", "policy.vector_sizes=[8]"]
-    assert learnt(tmp_path, "npg", *flips, "total_steps=12000") > 3.3
+    """The image without the number is worth 2 of 4, as is the number without the image."""
+    signs = ["env.kwargs.signs=true", "policy.vector_sizes=[8]", "total_steps=1500"]
+    assert trainer_of(tmp_path, *QUICK, *SMALL_CNN, *RULES["npg"], *signs).train().mean > 3
