@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import io
 import logging
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from rlopt.action_spaces import leaves, num_columns
 from rlopt.checkpoint import write
 
-BATCHES = (1, 7, 5000)  # sizes that a program is tried on
+BATCHES = (1, 7, 5000)  # sizes that a program is tried on,
+MOST_NUMBERS = 2**22  # as far as its observations are no more numbers
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -111,6 +113,7 @@ def largest_difference(
     """
     worst, generator = 0.0, torch.Generator().manual_seed(0)
     for size in BATCHES:
+        size = min(size, MOST_NUMBERS // math.prod(obs_shape))
         obs = torch.randn(size, *obs_shape, generator=generator)
         actual, expected = program(obs), [greedy(obs * (1 + x)) for x in (0.0, -1e-5, 1e-5)]
         assert actual.shape == expected[0].shape

@@ -1,17 +1,23 @@
 import functools
 import math
+import re
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from omegaconf import OmegaConf
 from oracles import dense_fisher, flat
-from probes import compose_config, make_env
+from probes import CONFIGS, compose_config, make_env
+from test_train_script import SMALL, run_here, summary_of
 from torch import nn
 from torch.distributions import kl_divergence
 
+from rlopt import load
 from rlopt.baselines import CNNBaseline, MLPBaseline, TrunkBaseline
 from rlopt.config import ConfigError, make_trainer, remarks_on_images
+from rlopt.export import Greedy, export
 from rlopt.fisher import fisher_operator
 from rlopt.linalg import chunk_that_fits, dense, gradient
 from rlopt.masks import mask_size, unmasked
@@ -33,6 +39,8 @@ CNN = {
     "activation": "tanh",
     "orthogonal_init": True,
 }
+SMALL_CNN = ["policy=cnn", "policy.channels=[4,8,8]", "policy.hidden_sizes=[16]"]
+SMALL_CNN += ["env.kwargs.shape=[36,36,1]"]
 FIT = {
     "sees_step": False,
     "standardize_target": True,
@@ -317,6 +325,39 @@ def test_features_are_what_the_last_layer_sees():
     torch.testing.assert_close(policy.network[-1](features), policy.dist_params(rows))
 
 
+# A trained policy
+
+
+@pytest.mark.parametrize("kind", ["cnn", "fourier"])
+def test_the_program_is_the_policy(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("rlopt.export.has_onnx", lambda: False)
+    settings = HEAD | {"num_features": 8, "bandwidth": 1.0, "output_gain": 1.0}
+    actions = spaces.Box(-1, 1, (2,))
+    fourier = FourierPolicy(VECTOR, actions, **settings)
+    policy = fourier if kind == "fourier" else cnn_policy(BOTH, actions)
+    size = policy.normalizer(torch.zeros(1, 3 if kind == "fourier" else 261)).shape[1]
+    policy.update_statistics(3 + 2 * torch.randn(50, size))
+    (difference,) = export(Greedy(policy, actions), (size,), tmp_path).values()
+    assert difference <= 1e-6
+    program = torch.export.load(tmp_path / "policy.pt2").module()
+    rows = torch.rand(3 * IMAGE_ROWS, size)
+    torch.testing.assert_close(program(rows), policy(rows).mode.clamp(-1, 1))
+
+
+def test_a_loaded_policy_takes_images_as_the_environment_gives_them(tmp_path):
+    overrides = [*SMALL_CNN, "env=Spot-v0", "algo=npg", "total_steps=32", "rollout.num_steps=8"]
+    trainer = trainer_of(tmp_path, *overrides, "env.kwargs.mask=true", "eval.final_episodes=1")
+    trainer.train()
+    cfg = compose_config("~tuned", "env.num_envs=2", *overrides, "env.kwargs.mask=true")
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+    policy = load(tmp_path)
+    obs, _ = gym.make("Spot-v0", shape=(36, 36, 1), mask=True).reset(seed=3)
+    row = torch.tensor(spaces.flatten(policy.observation_space, obs)).float()
+    masked = torch.cat([row[2:], row[:2]])  # the key of the mask is the first
+    assert policy(obs) == int(trainer.policy(masked[None]).mode)
+
+
 # Networks of one's own
 
 
@@ -342,6 +383,19 @@ def trainer_of(tmp_path, *overrides):
     trainer = make_trainer(compose_config("~tuned", "env.num_envs=2", *overrides), tmp_path)
     trainer.logger.close()
     return trainer
+
+
+def test_the_documentations_network_trains_by_its_command(tmp_path, monkeypatch):
+    text = (CONFIGS.parent / "docs" / "spaces.md").read_text()
+    code = re.search(r"```python\n(# my_networks\.py\n.*?)```", text, re.DOTALL)[1]
+    (command,) = re.findall(r"PYTHONPATH=\. python scripts/train\.py (.*)", text)
+    (tmp_path / "my_networks.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    code, _ = run_here("train.py", *SMALL, *command.split(), f"hydra.run.dir={tmp_path / 'run'}")
+    assert code is None
+    assert summary_of(tmp_path / "run")["status"] == "finished"
+    code, _ = run_here("train.py", *SMALL, *command.replace(" +", " ").split())
+    assert code.startswith("error: policy.network.width is set here for the first time: write +")
 
 
 def test_any_module_is_a_network(tmp_path):
@@ -405,8 +459,6 @@ def test_a_policy_that_takes_an_image_for_a_vector_is_remarked_on(tmp_path):
 
 QUICK = ["env=Spot-v0", "env.num_envs=16", "rollout.num_steps=16", "gamma=0"]
 QUICK += ["eval.final_episodes=16"]
-SMALL_CNN = ["policy=cnn", "policy.channels=[4,8,8]", "policy.hidden_sizes=[16]"]
-SMALL_CNN += ["env.kwargs.shape=[36,36,1]"]
 RULES = {
     "npg": ["algo=npg", "algo.max_kl=0.2", "baseline=trunk"],
     "ppo": ["algo=ppo", "algo.optimizer.lr=0.01", "algo.epochs=4", "baseline=cnn"],
