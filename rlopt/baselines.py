@@ -1,7 +1,7 @@
 """Baselines: b(s) or the lecture's b(s, h), fitted to returns by regression.
 
 Each standardises its own inputs and targets, so neither the reward's scale nor the observation's
-matters, and shares no parameter with the policy, so that fitting it can't move the policy.
+matters, and fits no parameter of the policy, so that its fit can't move the policy.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from rlopt.linalg import PASS_ROWS
 from rlopt.networks import cnn, floats, mlp, pass_rows
 from rlopt.normalize import RunningNorm
 from rlopt.observations import entries, make_normalizer
+
+MOST_FEATURES = 10_000  # of ridge regression, whose matrix has the square of it
+STEP = spaces.Box(-np.inf, np.inf, (1,))  # an entry of the input where it is seen
 
 
 class ZeroBaseline(nn.Module):
@@ -62,10 +65,16 @@ class LinearBaseline(nn.Module):
         check.flag(sees_step=sees_step)
         assert observation_space.shape is not None
         size = observation_space.shape[0] + sees_step
+        num_features = 2 * size + sees_step + 1
+        if num_features > MOST_FEATURES:
+            raise ValueError(
+                f"baseline=linear solves for all features at once, {num_features} are too many: "
+                "use baseline=mlp or baseline=cnn"
+            )
         self.ridge = ridge
         self.sees_step = sees_step
         self.normalizer = RunningNorm(size)
-        self.register_buffer("weight", torch.zeros(2 * size + sees_step + 1, dtype=torch.float64))
+        self.register_buffer("weight", torch.zeros(num_features, dtype=torch.float64))
 
     def _features(self, obs: Tensor, step: Tensor) -> Tensor:
         x = self.normalizer(inputs(obs, step, self.sees_step)).double()
@@ -92,9 +101,6 @@ class LinearBaseline(nn.Module):
         self.weight.copy_(solution * std)
         self.weight[-1] += mean
         return {"baseline/loss": float(total_mean(((phi @ self.weight - y) / std).square()))}
-
-
-STEP = spaces.Box(-np.inf, np.inf, (1,))  # an entry of the input where it is seen
 
 
 class MLPBaseline(NetworkBaseline):

@@ -430,6 +430,10 @@ BAD = [
         ["env=Spot-v0", "policy=cnn", "env.kwargs.shape=[40,40,3]", "policy.channels=[8]"],
         r"policy\.channels must be 3 numbers for nature, got \[8\]$",
     ),
+    (
+        ["env=Spot-v0", "env.kwargs.shape=[80,80,3]", "baseline=linear"],
+        r"baseline=linear solves for all features at once, 38404 are too many: use baseline=mlp",
+    ),
     (["policy=fourier", "policy.bandwidth=0"], r"policy\.bandwidth must be greater than 0, got 0"),
     (["policy=fourier", "policy.num_features=0"], r"policy\.num_features must be a whole number"),
     (["baseline=trunk", "baseline.policy=1"], r"baseline\.policy is no setting of TrunkBaseline"),
