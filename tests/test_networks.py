@@ -331,6 +331,7 @@ def test_features_are_what_the_last_layer_sees():
 @pytest.mark.parametrize("kind", ["cnn", "fourier"])
 def test_the_program_is_the_policy(kind, tmp_path, monkeypatch):
     monkeypatch.setattr("rlopt.export.has_onnx", lambda: False)
+    monkeypatch.setattr("rlopt.export.BATCHES", (1, 7))
     settings = HEAD | {"num_features": 8, "bandwidth": 1.0, "output_gain": 1.0}
     actions = spaces.Box(-1, 1, (2,))
     fourier = FourierPolicy(VECTOR, actions, **settings)
@@ -348,7 +349,7 @@ def test_a_loaded_policy_takes_images_as_the_environment_gives_them(tmp_path):
     overrides = [*SMALL_CNN, "env=Spot-v0", "algo=npg", "total_steps=32", "rollout.num_steps=8"]
     trainer = trainer_of(tmp_path, *overrides, "env.kwargs.mask=true", "eval.final_episodes=1")
     trainer.train()
-    cfg = compose_config("~tuned", "env.num_envs=2", *overrides, "env.kwargs.mask=true")
+    cfg = compose_config(*TWO, *overrides, "env.kwargs.mask=true")
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
     policy = load(tmp_path)
@@ -379,8 +380,11 @@ class Narrow(Net):
 NETWORK = ["policy=network", "policy.network._target_=test_networks.Net", "policy.network.width=9"]
 
 
+TWO = ["~tuned", "env.num_envs=2", "env.backend=sync"]
+
+
 def trainer_of(tmp_path, *overrides):
-    trainer = make_trainer(compose_config("~tuned", "env.num_envs=2", *overrides), tmp_path)
+    trainer = make_trainer(compose_config(*TWO, *overrides), tmp_path)
     trainer.logger.close()
     return trainer
 
