@@ -16,7 +16,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.functional import linear
 
 from rlopt import check
 from rlopt.action_spaces import make_head
@@ -76,9 +76,9 @@ class GRUPolicy(nn.Module):
         self.obs_size = observation_space.shape[0] - self.mask_size
         self.head = make_head(action_space, distribution, log_std_init)
         self.normalizer = RunningNorm(self.obs_size) if normalize_obs else None
-        self.gru = nn.GRU(self.obs_size, state_size)
+        self.cell = nn.GRUCell(self.obs_size, state_size)
         if orthogonal_init:
-            for name, x in self.gru.named_parameters():
+            for name, x in self.cell.named_parameters():
                 for gate in x.data.chunk(3):
                     nn.init.zeros_(gate) if "bias" in name else nn.init.orthogonal_(gate)
         sizes = [state_size, *hidden_sizes, self.head.num_outputs]
@@ -90,16 +90,13 @@ class GRUPolicy(nn.Module):
             return self.dist_params(obs.new_ones(1, obs.shape[-1]))[:0]
         features, mask, state, first = self._split(obs, self.state_size, 1)
         order, sizes = packing(first.squeeze(-1) > 0)
-        features, S = features[order], int(sizes[0])
-        # cuDNN's GRU can't be differentiated twice
-        with torch.backends.cudnn.flags(enabled=False):
-            packed, _ = self.gru(PackedSequence(features, sizes), state[order[:S]][None])
-        return self._params(packed.data[order.argsort()], mask)
+        states = run(self.cell, features[order], state[order[: sizes[0]]], sizes)
+        return self._params(states[order.argsort()], mask)
 
     def advance(self, obs: Tensor, state: Tensor) -> tuple[Distribution, Tensor]:
         """One step: observations [N, d] and states [N, H] to distribution and next states."""
         features, mask = self._split(obs)
-        state = torch.gru_cell(features, state, *self.gru.all_weights[0])
+        state = self.cell(features, state)
         return self.dist(self._params(state, mask)), state
 
     def _split(self, rows: Tensor, *sizes: int) -> tuple[Tensor, ...]:
@@ -125,20 +122,43 @@ class GRUPolicy(nn.Module):
             self.normalizer.update(obs[:, : self.obs_size])
 
 
-def packing(first: Tensor) -> tuple[Tensor, Tensor]:
-    """The order of a PackedSequence: all first steps, all second ones ..., long sequences first.
+def run(cell: nn.GRUCell, x: Tensor, state: Tensor, sizes: list[int]) -> Tensor:
+    """The state after each row of packed sequences, [B, H].
+
+    torch's own loop can't be differentiated twice by cuDNN, and elsewhere fills a tensor of all
+    rows for each step in its backward pass.
+
+    Args:
+        cell: the recurrence.
+        x: [B, d], packed.
+        state: [S, H], of each sequence before its first row.
+        sizes: how many sequences have a t-th row.
+    """
+    H, states = cell.hidden_size, []
+    gates = linear(x, cell.weight_ih, cell.bias_ih).split([2 * H, H], dim=-1)
+    for rz, n in zip(*(gate.split(sizes) for gate in gates), strict=True):
+        h = state[: len(n)]
+        h_rz, h_n = linear(h, cell.weight_hh, cell.bias_hh).split([2 * H, H], dim=-1)
+        r, z = (rz + h_rz).sigmoid().chunk(2, dim=-1)
+        state = torch.lerp(torch.addcmul(n, r, h_n).tanh(), h, z)  # (1 - z) n + z h
+        states.append(state)
+    return torch.cat(states)
+
+
+def packing(first: Tensor) -> tuple[Tensor, list[int]]:
+    """An order of all first rows, all second ones ..., those of long sequences first.
 
     Args:
         first: [B] bool, where each sequence begins, the first row among them.
 
     Returns:
-        The rows in that order [B], and how many sequences have a t-th step, on the CPU.
+        The rows in that order [B], and how many sequences have a t-th row.
     """
     assert first[0]
     starts, sequence = first.nonzero()[:, 0], first.cumsum(0) - 1
     t = torch.arange(len(first), device=first.device) - starts[sequence]
     rank = sequence.bincount().argsort(descending=True, stable=True).argsort()
-    return (t * len(starts) + rank[sequence]).argsort(), t.bincount().cpu()
+    return (t * len(starts) + rank[sequence]).argsort(), t.bincount().tolist()
 
 
 def rollout_space(policy: object, observation_space: spaces.Space) -> spaces.Space:

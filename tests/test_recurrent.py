@@ -63,7 +63,7 @@ def make_batch(policy, lengths=LENGTHS, **settings):
 
 def gru_by_hand(policy, x, h):
     """One step for one row, from Cho et al. 2014 as PyTorch documents it."""
-    W, U, b, c = policy.gru.all_weights[0]
+    W, U, b, c = policy.cell.parameters()
     r_x, z_x, n_x = (W @ x + b).chunk(3)
     r_h, z_h, n_h = (U @ h + c).chunk(3)
     r, z = (r_x + r_h).sigmoid(), (z_x + z_h).sigmoid()
