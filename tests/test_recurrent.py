@@ -9,11 +9,10 @@ import torch
 from gymnasium import spaces
 from oracles import RULES, SGD, finite_difference, flat, make_rule, moved
 from probes import compose_config, make_env
-from test_resume import resume
 from test_train_script import run_here, train
 from torch.distributions import kl_divergence
 
-from rlopt import load
+from rlopt import checkpoint, load
 from rlopt.audit import Audit
 from rlopt.config import make_trainer
 from rlopt.evaluate import evaluate
@@ -119,7 +118,7 @@ def test_the_gradient_goes_through_time(kind):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("kind", ACTIONS)
 def test_the_fisher_matrix_is_the_hessian_of_the_kl(kind):
-    policy = make_gru(action_space=ACTIONS[kind])
+    policy = make_gru(action_space=ACTIONS[kind], state_size=2)
     batch = make_batch(policy, horizon=2.0)
     old = policy.dist(policy.dist_params(batch.obs).detach())
     parameters = list(policy.parameters())
@@ -130,8 +129,8 @@ def test_the_fisher_matrix_is_the_hessian_of_the_kl(kind):
     )
     F = dense(fisher_operator(policy, batch, "exact"), flat(policy))
     torch.testing.assert_close(F, hessian)
-    small = dense(fisher_operator(policy, replace(batch, chunk_size=4), "exact"), flat(policy))
-    torch.testing.assert_close(small, F)
+    v, chunked = flat(policy), replace(batch, chunk_size=4)
+    torch.testing.assert_close(fisher_operator(policy, chunked, "exact")(v), hessian @ v)
 
 
 # What may not be separated
@@ -212,7 +211,7 @@ def test_the_update_recomputes_what_acting_did(kind):
         memory, fresh = rollout.obs[..., 4:], rollout.step == 0
         assert not memory[fresh].any()  # also right after an episode's end
         assert (memory[~fresh] != 0).all()
-        assert rollout.num_trajectories == starts.sum() > 3
+        assert rollout.num_trajectories == starts.sum() >= 3
     assert (rollout.step[0] > 0).any() == (kind == "steps")  # begun in the middle of episodes
 
 
@@ -226,15 +225,26 @@ def test_the_baseline_sees_the_history_and_the_normaliser_does_not(tmp_path):
 
 
 def test_a_resumed_run_remembers(tmp_path):
-    settings = ["algo=npg", "~tuned", *SMALL, "env.num_envs=4", "rollout.num_steps=6"]
-    more = ["eval.every=100000", "eval.final_episodes=2", "checkpoint.every=1"]
-    whole, folder = tmp_path / "whole", tmp_path / "parts"
-    for path, steps in ((whole, 150), (folder, 60)):
-        arguments = [*settings, *more, f"total_steps={steps}", f"hydra.run.dir={path}"]
-        assert run_here("train.py", *arguments)[0] is None
-    assert resume(folder, "total_steps=150")[0] is None
-    ours, theirs = (torch.load(p / "checkpoints" / "last.pt")["policy"] for p in (folder, whole))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    cfg = compose_config("algo=npg", "env=CartPole-v1", "~tuned", *SMALL, "rollout.num_steps=6")
+    trainer = make_trainer(cfg, tmp_path)
+    trainer.iterate()
+    trainer.logger.close()
+    checkpoint.save(tmp_path / "state.pt", trainer.state_dict())
+    resumed = make_trainer(cfg, tmp_path / "resumed", checkpoint.load(tmp_path / "state.pt"))
+    resumed.logger.close()
+    memory = resumed.rollout.recorder.state
+    assert memory.any()
+    assert torch.equal(memory, trainer.rollout.recorder.state)
+    torch.manual_seed(5)
+    ours = [resumed.iterate() for _ in range(2)]
+    torch.manual_seed(5)
+    theirs = [trainer.iterate() for _ in range(2)]
+    assert timeless(ours) == timeless(theirs)
+    assert torch.equal(flat(resumed.policy), flat(trainer.policy))
+
+
+def timeless(rows):
+    return [[(k, x) for k, x in row.items() if x == x and "time/" not in k] for row in rows]
 
 
 # A trained one
@@ -294,8 +304,7 @@ def test_the_exported_program_is_one_step(run, monkeypatch):
     "algo", ["npg", *(pytest.param(a, marks=pytest.mark.slow) for a in RULES if a != "npg")]
 )
 def test_the_audit_of_scripts_verify_passes(algo, tmp_path):
-    small = ["env.num_envs=4", "rollout.num_steps=32", "algo.minibatch_size=64"]
-    small = [s for s in small if algo.startswith("ppo") or "minibatch" not in s]
+    small = ["env.num_envs=4", "env.max_episode_steps=9", "rollout.num_steps=16"]
     cfg = compose_config(f"algo={algo}", "env=CartPole-v1", "~tuned", *SMALL, *small)
     trainer = make_trainer(cfg, tmp_path)
     trainer.logger.close()
@@ -316,7 +325,7 @@ QUICK = ("npg", "ppo")
 
 def return_in_the_maze(policy, algo, folder, *overrides):
     groups = [f"algo={algo}", "env=TMaze-v0", f"policy={policy}", "rollout=episodes", "~tuned"]
-    values = ["rollout.episodes=32", "env.num_envs=32", "gamma=1", "total_steps=6400"]
+    values = ["rollout.episodes=32", "env.num_envs=32", "gamma=1", "total_steps=3200"]
     more = ["eval.final_episodes=200", "eval.every=100000", "baseline.hidden_sizes=[8]"]
     cfg = compose_config(*groups, *values, *more, *TMAZE[algo], *overrides)
     trainer = make_trainer(cfg, folder)
