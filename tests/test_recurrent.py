@@ -345,3 +345,17 @@ def test_the_sign_at_the_start_of_the_maze_is_remembered_to_its_end(algo, tmp_pa
 def test_without_memory_the_turn_is_a_guess(algo, tmp_path):
     mean = return_in_the_maze("mlp", algo, tmp_path, "policy.hidden_sizes=[8]")
     assert abs(mean) < 4 / 200**0.5  # a sign that it can't know: 0, within four standard errors
+
+
+@pytest.mark.slow
+def test_a_pole_whose_velocity_is_not_shown_is_balanced_from_memory(tmp_path):
+    means = {}
+    for policy, size in (("gru", "policy.state_size=32"), ("mlp", "policy.hidden_sizes=[64,64]")):
+        groups = ["algo=npg", "env=Positions-v0", f"policy={policy}", size, "~tuned"]
+        values = ["env.num_envs=32", "rollout.num_steps=64", "total_steps=150000"]
+        cfg = compose_config(*groups, *values, "eval.every=1000000")
+        trainer = make_trainer(cfg, tmp_path / policy)
+        means[policy] = trainer.train().mean
+        trainer.logger.close()
+    assert means["gru"] > 200
+    assert means["mlp"] < 80
