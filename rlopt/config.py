@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -24,6 +25,7 @@ from rlopt.distributed import gather_list, rank, share, world_size
 from rlopt.envs import derive_seed, fastest_backend, make_vector_env
 from rlopt.evaluate import Evaluation, as_gif, evaluate, record_video, refuse_undrawable
 from rlopt.logger import Logger, NoLogger, flat
+from rlopt.recurrent import rollout_space
 from rlopt.schedule import Schedule
 from rlopt.trainer import Trainer
 
@@ -350,7 +352,8 @@ def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = N
             cfg.env.backend = fastest_backend(cfg.env.id, cfg.env.kwargs, cfg.env.action_mask)
     env, eval_env = make_env(cfg), make_env(cfg)
     policy = make_policy(cfg, env)
-    baseline = make(cfg, "baseline", env.single_observation_space).to(cfg.device)
+    obs_space = rollout_space(policy, env.single_observation_space)
+    baseline = make(cfg, "baseline", obs_space).to(cfg.device)
     rule = make(cfg, "algo", policy)
     advantage = make_advantage(cfg)
     training_seed, evaluation_seed, sampling_seed = (
@@ -374,7 +377,7 @@ def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = N
         return Evaluation(gather_list(own.returns), gather_list(own.lengths))
 
     record = NoLogger(folder)
-    schedules = make_schedules(cfg, policy, rule, baseline, env)
+    schedules = make_schedules(cfg, policy, rule, baseline, obs_space)
     trainer = Trainer(
         policy, baseline, rule, advantage, rollout, evaluate_policy, record, cfg, schedules
     )
@@ -389,7 +392,7 @@ def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = N
 
 
 def make_schedules(
-    cfg: DictConfig, policy: Any, rule: Any, baseline: Any, env: VectorEnv
+    cfg: DictConfig, policy: Any, rule: Any, baseline: Any, obs_space: spaces.Space
 ) -> dict[str, Schedule]:
     """What `cfg.schedule` names, settings of the rule and the baseline, by their full names.
 
@@ -399,7 +402,7 @@ def make_schedules(
     Raises:
         ConfigError: no number of that name, or one that the part refuses.
     """
-    parts = {"algo": (rule, policy), "baseline": (baseline, env.single_observation_space)}
+    parts = {"algo": (rule, policy), "baseline": (baseline, obs_space)}
     numbers = [key for key, x in flat({s: to_dict(cfg[s]) for s in parts}).items() if is_number(x)]
     schedules, end = {}, OmegaConf.create({section: cfg[section] for section in parts})
     for key, last in flat(to_dict(cfg.schedule)).items():
