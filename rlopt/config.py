@@ -29,8 +29,10 @@ from rlopt.evaluate import Evaluation, as_gif, evaluate, record_video, refuse_un
 from rlopt.linalg import chunk_that_fits
 from rlopt.logger import Logger, NoLogger, flat
 from rlopt.policies import FourierPolicy, MLPPolicy
+from rlopt.recurrent import rollout_space
 from rlopt.schedule import Schedule
 from rlopt.trainer import Trainer
+from rlopt.types import RecurrentPolicy
 
 TRAINING_STREAM, EVALUATION_STREAM, SAMPLING_STREAM = 0, 1, 2
 NUM_STREAMS = 3  # of each process
@@ -379,9 +381,9 @@ def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = N
             cfg.env.backend = fastest_backend(cfg.env.id, cfg.env.kwargs, cfg.env.action_mask)
     env, eval_env = make_env(cfg), make_env(cfg)
     policy = make_policy(cfg, env)
-    space = env.single_observation_space
-    baseline = make(cfg, "baseline", space, policy=policy).to(cfg.device)
-    fit_into_memory(cfg, policy, baseline, spaces.flatdim(space))
+    obs_space = rollout_space(policy, env.single_observation_space)
+    baseline = make(cfg, "baseline", obs_space, policy=policy).to(cfg.device)
+    fit_into_memory(cfg, policy, baseline, spaces.flatdim(obs_space))
     rule = make(cfg, "algo", policy)
     advantage = make_advantage(cfg)
     training_seed, evaluation_seed, sampling_seed = (
@@ -405,7 +407,7 @@ def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = N
         return Evaluation(gather_list(own.returns), gather_list(own.lengths))
 
     record = NoLogger(folder)
-    schedules = make_schedules(cfg, policy, rule, baseline, env)
+    schedules = make_schedules(cfg, policy, rule, baseline, obs_space)
     trainer = Trainer(
         policy, baseline, rule, advantage, rollout, evaluate_policy, record, cfg, schedules
     )
@@ -421,13 +423,14 @@ def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = N
 
 def fit_into_memory(cfg: DictConfig, policy: Any, baseline: Any, obs_size: int) -> None:
     """Where `chunk_size` is null, and a large batch's graph may not fit, write one that does."""
+    row_size = obs_size + isinstance(policy, RecurrentPolicy)  # each row begins a sequence
 
     def params(rows: int) -> Tensor:
-        return policy.dist_params(torch.zeros(rows, obs_size, device=cfg.device))
+        return policy.dist_params(torch.ones(rows, row_size, device=cfg.device))
 
     def values(rows: int) -> Tensor:
         step = torch.zeros(rows, dtype=torch.int64, device=cfg.device)
-        return baseline(torch.zeros(rows, obs_size, device=cfg.device), step)
+        return baseline(torch.ones(rows, obs_size, device=cfg.device), step)
 
     with naming("policy", cfg.policy):
         if cfg.chunk_size is None:
@@ -438,7 +441,7 @@ def fit_into_memory(cfg: DictConfig, policy: Any, baseline: Any, obs_size: int) 
 
 
 def make_schedules(
-    cfg: DictConfig, policy: Any, rule: Any, baseline: Any, env: VectorEnv
+    cfg: DictConfig, policy: Any, rule: Any, baseline: Any, obs_space: spaces.Space
 ) -> dict[str, Schedule]:
     """What `cfg.schedule` names, settings of the rule and the baseline, by their full names.
 
@@ -448,7 +451,7 @@ def make_schedules(
     Raises:
         ConfigError: no number of that name, or one that the part refuses.
     """
-    parts = {"algo": (rule, policy), "baseline": (baseline, env.single_observation_space)}
+    parts = {"algo": (rule, policy), "baseline": (baseline, obs_space)}
     numbers = [key for key, x in flat({s: to_dict(cfg[s]) for s in parts}).items() if is_number(x)]
     schedules, end = {}, OmegaConf.create({section: cfg[section] for section in parts})
     for key, last in flat(to_dict(cfg.schedule)).items():

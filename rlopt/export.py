@@ -8,7 +8,7 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,20 @@ from torch import Tensor, nn
 
 from rlopt.action_spaces import leaves, num_columns
 from rlopt.checkpoint import write
+from rlopt.types import RecurrentPolicy
 
 BATCHES = (1, 7, 5000)  # sizes that a program is tried on,
 MOST_NUMBERS = 2**22  # as far as its observations are no more numbers
 ONNX = ("onnx", "onnxscript", "onnxruntime")
+INPUTS, OUTPUTS = ["obs", "state"], ["action", "next_state"]
 
 
 class Greedy(nn.Module):
     """Observations [B, *] to the most probable actions as an environment takes them.
 
     [B, *shape of the space], those of a Box within its bounds, Discrete ones from their start on;
-    those of a Tuple or Dict [B, a], a column for each entry, leaf after leaf.
+    those of a Tuple or Dict [B, a], a column for each entry, leaf after leaf. Of a recurrent policy
+    observations and states [B, H] to actions and next states; 0 is the state at an episode's start.
     """
 
     low: Tensor
@@ -39,7 +42,7 @@ class Greedy(nn.Module):
 
     def __init__(self, policy: nn.Module, action_space: spaces.Space) -> None:
         super().__init__()
-        self.policy = policy
+        self.policy: Any = policy
         columns = [np.stack(entries(leaf)) for leaf in leaves(action_space)]
         low, high, start = torch.from_numpy(np.concatenate(columns, axis=1))
         self.bounded = any(isinstance(leaf, spaces.Box) for leaf in leaves(action_space))
@@ -48,9 +51,14 @@ class Greedy(nn.Module):
         self.register_buffer("high", high.to(torch.get_default_dtype()))
         self.register_buffer("start", start.long())
 
-    def forward(self, obs: Tensor) -> Tensor:
-        """The actions."""
-        action = self.policy(obs).mode
+    def forward(self, obs: Tensor, state: Tensor | None = None) -> Any:
+        """The actions, and the next states if there are states."""
+        if state is None:
+            return self._taken(self.policy(obs).mode)
+        dist, new_state = self.policy.advance(obs, state)
+        return self._taken(dist.mode), new_state
+
+    def _taken(self, action: Tensor) -> Tensor:
         if self.bounded:
             action = action.clamp(self.low, self.high)
         action = action + self.start
@@ -79,10 +87,11 @@ def export(greedy: Greedy, obs_shape: tuple[int, ...], folder: Path) -> dict[Pat
     Raises:
         ValueError: torch.export can't trace the policy, or the actions differ by more.
     """
-    example, batch = (torch.zeros(2, *obs_shape),), {0: torch.export.Dim("batch")}
+    shapes = input_shapes(greedy.policy, obs_shape)
+    example, batch = [torch.zeros(2, *shape) for shape in shapes], {0: torch.export.Dim("batch")}
     frozen = copy.deepcopy(greedy).eval().requires_grad_(False)
     try:
-        program = torch.export.export(frozen, example, dynamic_shapes=(batch,))
+        program = torch.export.export(frozen, tuple(example), dynamic_shapes=[batch] * len(example))
     except Exception as error:  # whatever a policy of the user's own does
         raise ValueError(f"torch.export can't trace the policy: {error}") from error
     files = [(folder / "policy.pt2", write_torch, read_torch, 1e-6)]
@@ -91,10 +100,15 @@ def export(greedy: Greedy, obs_shape: tuple[int, ...], folder: Path) -> dict[Pat
     differences = {}
     for path, write_program, read_program, tolerance in files:
         write_program(program, path)
-        differences[path] = largest_difference(greedy, read_program(path), obs_shape)
+        differences[path] = largest_difference(greedy, read_program(path), shapes)
         if not differences[path] <= tolerance:
             raise ValueError(f"{path} is wrong: actions differ by {differences[path]:.2g}")
     return differences
+
+
+def input_shapes(policy: object, obs_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Of what a program takes, without the batch: observation, and a recurrent policy's state."""
+    return [obs_shape, (policy.state_size,)] if isinstance(policy, RecurrentPolicy) else [obs_shape]
 
 
 def has_onnx() -> bool:
@@ -104,22 +118,28 @@ def has_onnx() -> bool:
 
 @torch.no_grad()
 def largest_difference(
-    greedy: Greedy, program: Callable[[Tensor], Tensor], obs_shape: tuple[int, ...]
+    greedy: Greedy, program: Callable[..., Any], shapes: Sequence[tuple[int, ...]]
 ) -> float:
-    """Of the actions at random observations, over 1 or the largest action.
+    """Of the outputs at random inputs, over 1 or the largest output.
 
     Near a tie of two actions rounding decides: the policy's actions are those at the observations,
     or a hundred-thousandth beside them.
     """
     worst, generator = 0.0, torch.Generator().manual_seed(0)
     for size in BATCHES:
-        size = min(size, MOST_NUMBERS // math.prod(obs_shape))
-        obs = torch.randn(size, *obs_shape, generator=generator)
-        actual, expected = program(obs), [greedy(obs * (1 + x)) for x in (0.0, -1e-5, 1e-5)]
-        assert actual.shape == expected[0].shape
-        difference = torch.stack([(actual - action).abs() for action in expected]).amin(0)
-        worst = max(worst, float(difference.max() / expected[0].abs().max().clamp(min=1)))
+        size = min(size, MOST_NUMBERS // max(map(math.prod, shapes)))
+        inputs = [torch.randn(size, *shape, generator=generator) for shape in shapes]
+        nearby = [greedy(*(x * (1 + e) for x in inputs)) for e in (0.0, -1e-5, 1e-5)]
+        for actual, *expected in zip(*map(outputs, [program(*inputs), *nearby]), strict=True):
+            assert actual.shape == expected[0].shape
+            difference = torch.stack([(actual - x).abs() for x in expected]).amin(0)
+            worst = max(worst, float(difference.max() / expected[0].abs().max().clamp(min=1)))
     return worst
+
+
+def outputs(returned: Any) -> tuple[Tensor, ...]:
+    """One output or several."""
+    return (returned,) if isinstance(returned, Tensor) else tuple(returned)
 
 
 def write_torch(program: torch.export.ExportedProgram, path: Path) -> None:
@@ -129,28 +149,33 @@ def write_torch(program: torch.export.ExportedProgram, path: Path) -> None:
     write(path, buffer.getvalue())
 
 
-def read_torch(path: Path) -> Callable[[Tensor], Tensor]:
+def read_torch(path: Path) -> Callable[..., Any]:
     """The program as a function of observations."""
     return torch.export.load(path).module()
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
-    """Write an ONNX model with the input `obs` and the output `action`."""
+    """Write an ONNX model of `obs` to `action`; of `obs`, `state` to `action`, `next_state`."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision
     buffer: Any = io.BytesIO()
+    number = len(program.example_inputs[0])
+    names: dict[str, Any] = {"input_names": INPUTS[:number], "output_names": OUTPUTS[:number]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of torch
-        onnx = torch.onnx.export(
-            program, dynamo=True, verbose=False, input_names=["obs"], output_names=["action"]
-        )
+        onnx = torch.onnx.export(program, dynamo=True, verbose=False, **names)
     assert onnx is not None
     onnx.save(buffer)
     write(path, buffer.getvalue())
 
 
-def read_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+def read_onnx(path: Path) -> Callable[..., Any]:
     """The model, run by onnxruntime, as a function of observations."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda obs: torch.as_tensor(session.run(["action"], {"obs": obs.numpy()})[0])
+
+    def program(*inputs: Tensor) -> list[Tensor]:
+        arrays = {name: x.numpy() for name, x in zip(INPUTS, inputs, strict=False)}
+        return [torch.as_tensor(x) for x in session.run(None, arrays)]
+
+    return program

@@ -251,6 +251,40 @@ class Spot(gym.Env):
         return {"image": image, "sign": np.float32([self.sign]), **masks}
 
 
+class TMaze(gym.Env):
+    """A corridor of `length` steps: a sign at its start, -1 or 1, says where to turn at its end.
+
+    The observation is [sign, at the end]; the reward 1 for the turn that the sign named, else -1.
+    At the end a policy without memory sees [0, 1] whatever the sign was: its return is 0 at best.
+    """
+
+    def __init__(self, length=5):
+        self.observation_space, self.action_space = spaces.Box(-1, 1, (2,)), TWO_ACTIONS
+        self.length = length
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count, self.sign = 0, int(self.np_random.choice([-1, 1]))
+        return np.array([self.sign, 0], np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        done = self.count == self.length
+        reward = float(self.sign * (2 * action - 1)) if done else 0.0
+        return np.array([0, self.count == self.length - 1], np.float32), reward, done, False, {}
+
+
+class Positions(gym.ObservationWrapper):
+    """CartPole without its velocities."""
+
+    def __init__(self):
+        super().__init__(gym.make("CartPole-v1"))
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+
+    def observation(self, obs):
+        return obs[[0, 2]]
+
+
 class OneStep(gym.Env):
     """One step an episode; the action is -1 or 1, or any number between them."""
 
@@ -314,7 +348,9 @@ class TwoSteps(OneStep):
 
 PROBES = [ConstantReward, RewardIsObservation, TwoSteps, RewardIsAction, RewardIsProduct]
 
-for env_class in (Counting, RandomLength, Echo, Faulty, WithSpaces, StrictSpaces, Match, Spot):
+for env_class in (
+    Counting, RandomLength, Echo, Faulty, WithSpaces, StrictSpaces, Match, TMaze, Positions, Spot
+):  # fmt: skip
     options = {"vector_entry_point": CountingVector} if env_class is Counting else {}
     gym.register(f"{env_class.__name__}-v0", entry_point=env_class, **options)
 MATCHES = {
