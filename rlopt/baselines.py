@@ -33,11 +33,15 @@ from rlopt.linalg import (
 from rlopt.line_search import backtrack
 from rlopt.normalize import RunningNorm
 from rlopt.policies import mlp
+from rlopt.types import as_float
 
 
 def _inputs(obs: Tensor, step: Tensor, sees_step: bool) -> Tensor:
     """Observations [.., d], with the step [..] of the episode as one more feature if it is seen."""
-    return torch.cat([obs, step[..., None].to(obs)], dim=-1) if sees_step else obs
+    if not sees_step:
+        return obs
+    x = as_float(obs)
+    return torch.cat([x, step[..., None].to(x)], dim=-1)
 
 
 class ZeroBaseline(nn.Module):
@@ -48,7 +52,7 @@ class ZeroBaseline(nn.Module):
 
     def forward(self, obs: Tensor, step: Tensor) -> Tensor:
         """Zeros [..]."""
-        return torch.zeros_like(step, dtype=obs.dtype)
+        return torch.zeros_like(step, dtype=as_float(obs[:0]).dtype)
 
     def fit(self, obs: Tensor, step: Tensor, target: Tensor) -> dict[str, float]:
         """Nothing to fit."""
@@ -90,7 +94,7 @@ class LinearBaseline(nn.Module):
 
     def forward(self, obs: Tensor, step: Tensor) -> Tensor:
         """Values [..]."""
-        return (self._features(obs, step) @ self.weight).to(obs)
+        return (self._features(obs, step) @ self.weight).to(as_float(obs[:0]))
 
     @torch.no_grad()
     def fit(self, obs: Tensor, step: Tensor, target: Tensor) -> dict[str, float]:

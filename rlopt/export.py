@@ -21,6 +21,7 @@ from rlopt.action_spaces import leaves, num_columns
 from rlopt.checkpoint import write
 
 BATCHES = (1, 7, 5000)  # sizes that a program is tried on
+LARGE = 5000  # entries of an observation, of which 5000 are too many
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -65,11 +66,11 @@ def entries(leaf: spaces.Space) -> tuple[NDArray, NDArray, NDArray]:
     return -infinite, infinite, np.broadcast_to(np.reshape(start, -1), size)
 
 
-def export(greedy: Greedy, obs_shape: tuple[int, ...], folder: Path) -> dict[Path, float]:
+def export(greedy: Greedy, obs: Tensor, folder: Path) -> dict[Path, float]:
     """Write policy.pt2, and policy.onnx where the extra `onnx` is installed, for any batch size.
 
     Each is read back, and its actions are compared on random observations: to 1e-6, or 1e-5 where
-    another library adds in another order.
+    another library adds in another order. `obs` [B, *] is an example of the programs' input.
 
     Returns:
         The files, and the largest difference that `largest_difference` found.
@@ -77,7 +78,7 @@ def export(greedy: Greedy, obs_shape: tuple[int, ...], folder: Path) -> dict[Pat
     Raises:
         ValueError: torch.export can't trace the policy, or the actions differ by more.
     """
-    example, batch = (torch.zeros(2, *obs_shape),), {0: torch.export.Dim("batch")}
+    example, batch = (obs.new_zeros(2, *obs.shape[1:]),), {0: torch.export.Dim("batch")}
     frozen = copy.deepcopy(greedy).eval().requires_grad_(False)
     try:
         program = torch.export.export(frozen, example, dynamic_shapes=(batch,))
@@ -89,7 +90,7 @@ def export(greedy: Greedy, obs_shape: tuple[int, ...], folder: Path) -> dict[Pat
     differences = {}
     for path, write_program, read_program, tolerance in files:
         write_program(program, path)
-        differences[path] = largest_difference(greedy, read_program(path), obs_shape)
+        differences[path] = largest_difference(greedy, read_program(path), obs)
         if not differences[path] <= tolerance:
             raise ValueError(f"{path} is wrong: actions differ by {differences[path]:.2g}")
     return differences
@@ -101,17 +102,19 @@ def has_onnx() -> bool:
 
 
 @torch.no_grad()
-def largest_difference(
-    greedy: Greedy, program: Callable[[Tensor], Tensor], obs_shape: tuple[int, ...]
-) -> float:
-    """Of the actions at random observations, over 1 or the largest action.
+def largest_difference(greedy: Greedy, program: Callable[[Tensor], Tensor], like: Tensor) -> float:
+    """Of the actions at random observations `like` others, over 1 or the largest action.
 
     Near a tie of two actions rounding decides: the policy's actions are those at the observations,
     or a hundred-thousandth beside them.
     """
     worst, generator = 0.0, torch.Generator().manual_seed(0)
-    for size in BATCHES:
-        obs = torch.randn(size, *obs_shape, generator=generator)
+    for size in BATCHES if like[0].numel() < LARGE else BATCHES[:-1]:
+        shape = (size, *like.shape[1:])
+        if like.is_floating_point():
+            obs = torch.randn(shape, generator=generator)
+        else:
+            obs = torch.randint(256, shape, generator=generator, dtype=like.dtype)
         actual, expected = program(obs), [greedy(obs * (1 + x)) for x in (0.0, -1e-5, 1e-5)]
         assert actual.shape == expected[0].shape
         difference = torch.stack([(actual - action).abs() for action in expected]).amin(0)

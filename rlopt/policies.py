@@ -16,6 +16,7 @@ from rlopt.distributions import MASKED
 from rlopt.linalg import PASS_ROWS
 from rlopt.masks import mask_size
 from rlopt.normalize import RunningNorm
+from rlopt.types import as_float
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
@@ -116,7 +117,8 @@ class MLPPolicy(nn.Module):
         """Observations [B, d] to the parameters of the distribution [B, k]."""
         if self.mask_size:
             obs, mask = obs.tensor_split([-self.mask_size], dim=-1)
-        params = self.head(self.network(obs if self.normalizer is None else self.normalizer(obs)))
+        x = as_float(obs) if self.normalizer is None else self.normalizer(obs)
+        params = self.head(self.network(x))
         return params.masked_fill(mask == 0, MASKED) if self.mask_size else params
 
     def dist(self, params: Tensor) -> Distribution:

@@ -17,7 +17,7 @@ from rlopt import check, env_state, faults
 from rlopt.action_spaces import env_action
 from rlopt.distributed import share
 from rlopt.envs import derive_seed
-from rlopt.types import NonFiniteError, Policy, Rollout, float_tensor
+from rlopt.types import NonFiniteError, Policy, Rollout, float_tensor, obs_tensor
 
 Choose = Callable[[Distribution], Tensor]
 
@@ -59,10 +59,10 @@ class Recorder:
 
     def state_dict(self) -> Any:
         """Where each episode is, the environments' state included; None where it is unknown."""
-        if self.needs_reset or env_state.unknown_state(self.env):
+        if self.needs_reset:
             return None
         own = (self.obs, self.step_index, self.autoreset, self.episode_return)
-        return env_state.capture({"env": self.env, "own": own})
+        return env_state.capture_known({"env": self.env, "own": own})
 
     def load_state_dict(self, state: Any) -> None:
         """The reverse of `state_dict`, for a recorder that was reset."""
@@ -72,7 +72,7 @@ class Recorder:
     @torch.inference_mode()
     def _act(self, policy: Policy) -> tuple[NDArray, Any]:
         """Actions as sampled, and as the environment takes them."""
-        action = self.choose(policy(float_tensor(self.obs, self.device))).cpu().numpy()
+        action = self.choose(policy(obs_tensor(self.obs, self.device))).cpu().numpy()
         return action, env_action(self.env.single_action_space, action)
 
     def record(
@@ -124,7 +124,7 @@ class Recorder:
         reward, terminated, truncated, valid = map(np.stack, zip(*rows, strict=True))
         to_device = partial(torch.as_tensor, device=self.device)
         rollout = Rollout(
-            obs=float_tensor(np.stack(obs), self.device),
+            obs=obs_tensor(np.stack(obs), self.device),
             action=to_device(np.stack(actions)),
             reward=float_tensor(np.where(valid, reward, 0.0), self.device),
             terminated=to_device(terminated),
@@ -140,6 +140,8 @@ class Recorder:
 
 def _check_finite(rollout: Rollout) -> None:
     for name, x in (("reward", rollout.reward), ("observation", rollout.obs)):
+        if not x.is_floating_point():
+            continue
         bad = ~torch.isfinite(x).reshape(*x.shape[:2], -1).all(-1)
         if bad.any():
             row, index = bad.nonzero()[0].tolist()
