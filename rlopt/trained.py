@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -15,10 +18,11 @@ from numpy.typing import NDArray
 
 from rlopt import check, checkpoint
 from rlopt.action_spaces import env_action
-from rlopt.config import ConfigError, make_env, make_policy, one_line, read_config
+from rlopt.config import ConfigError, env_settings, make_env, make_policy, one_line, read_config
+from rlopt.envs import make_single_env
 from rlopt.masks import mask_last, mask_size
 from rlopt.rollout import mode, sample
-from rlopt.types import float_tensor
+from rlopt.types import obs_tensor
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class TrainedPolicy:
         env_steps: for how many steps.
         device: where the module is.
         mask_size: entries of the action mask, or 0.
+        make_env: makes one environment as the policy knows it, of the run's kwargs, time limit and
+            wrappers; with `render_mode="rgb_array"` one that can be drawn.
     """
 
     module: Any
@@ -42,6 +48,7 @@ class TrainedPolicy:
     env_steps: int
     device: str
     mask_size: int
+    make_env: Callable[..., gym.Env]
 
     @torch.inference_mode()
     def __call__(self, obs: Any, *, deterministic: bool = True, action_mask: Any = None) -> Any:
@@ -67,7 +74,7 @@ class TrainedPolicy:
         if self.mask_size:
             masks = None if action_mask is None else np.reshape(action_mask, (len(flat), -1))
             flat = mask_last(self.observation_space, flat, self.mask_size, masks)
-        dist = self.module(float_tensor(flat, self.device))
+        dist = self.module(obs_tensor(flat, self.device))
         chosen = mode(dist) if deterministic else sample(dist)
         action = env_action(self.action_space, chosen.cpu().numpy())
         return action if shape else next(iter(iterate(batch_space(self.action_space, 1), action)))
@@ -118,7 +125,11 @@ def load(run: Path, checkpoint_name: str, device: str) -> TrainedPolicy:
     spaces_ = env.unwrapped.single_observation_space, env.unwrapped.single_action_space
     num_masked = mask_size(env.single_observation_space)
     env.close()
-    return TrainedPolicy(module, *spaces_, cfg.env.id, state["env_steps"], device, num_masked)
+    settings = env_settings(cfg, evaluation=True)
+    own = {key: settings[key] for key in ("max_episode_steps", "kwargs", "wrappers")}
+    make_own = partial(make_single_env, cfg.env.id, **own)
+    about = cfg.env.id, state["env_steps"], device, num_masked
+    return TrainedPolicy(module, *spaces_, *about, make_own)
 
 
 def read_run(run: Path, checkpoint_name: str) -> tuple[Any, dict[str, Any]]:

@@ -212,6 +212,28 @@ class Match(gym.Env):
         return self.context, {"action_mask": self.allowed} if self.mask else {}
 
 
+class Image(gym.Env):
+    """Four images of bytes an episode; the best action is 1 where the first byte is large."""
+
+    def __init__(self):
+        self.observation_space = spaces.Box(0, 255, (3, 4, 4), np.uint8)
+        self.action_space = TWO_ACTIONS
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self._draw(), {}
+
+    def step(self, action):
+        reward = float((self.obs[0, 0, 0] > 127) == action)
+        self.count += 1
+        return self._draw(), reward, self.count == 4, False, {}
+
+    def _draw(self):
+        self.obs = self.np_random.integers(0, 256, (3, 4, 4), np.uint8)
+        return self.obs.copy()
+
+
 class OneStep(gym.Env):
     """One step an episode; the action is -1 or 1, or any number between them."""
 
@@ -275,7 +297,7 @@ class TwoSteps(OneStep):
 
 PROBES = [ConstantReward, RewardIsObservation, TwoSteps, RewardIsAction, RewardIsProduct]
 
-for env_class in (Counting, RandomLength, Echo, Faulty, WithSpaces, StrictSpaces, Match):
+for env_class in (Counting, RandomLength, Echo, Faulty, WithSpaces, StrictSpaces, Match, Image):
     options = {"vector_entry_point": CountingVector} if env_class is Counting else {}
     gym.register(f"{env_class.__name__}-v0", entry_point=env_class, **options)
 MATCHES = {
