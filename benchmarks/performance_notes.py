@@ -82,4 +82,11 @@ REPEAT = r"""## Repeat
 That takes about 20 minutes on two otherwise idle cores. `python benchmarks/speed.py fisher raw`
 repeats these jobs only (`--help` lists all) and keeps the other entries of `performance.json`. A
 peer that is not installed is left out. rejax 0.1.3 needs the older gymnax.
+
+Noise: the whole run repeated from a fresh clone on a busier machine, whose raw HalfCheetah gave 17k
+to 31k steps/s in place of 30k to 37k, found ratios of 2.6, 1.9, 1.1 (1.1-1.5), 1.9, 1.9 and 0.6 in
+the order of the first table, a share of 35 (28-49) %, Fisher products 2.0 times as fast as double
+backprop on one thread, a first iteration after 2.5 s, 475 after 5.6 s, and two processes 1.37 times
+as fast as one. Ours loses more than the peers where the second core is not to be had: EnvPool's
+threads are on it.
 """

@@ -1,161 +1,169 @@
-"""Remake the table of returns: train the missing runs, two at a time; write docs/results.md.
+"""The table of returns: train what is missing, two runs at a time; write docs/results.*.
 
-    python benchmarks/results.py                                   the whole table
-    python benchmarks/results.py --env Pendulum-v1 --algo trpo     one row
+    python benchmarks/results.py                                       what docs/results.json lacks
+    python benchmarks/results.py --env Pendulum-v1 --algo trpo --repeat             one row, anew
 
-Runs are kept in outputs/results and not repeated; delete a run's folder to repeat it.
+Runs lie in outputs/results; one that was interrupted goes on. Each finished one is recorded in
+docs/results.json with its curve and its commit, and the pages are made from that alone (--render).
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
-import matplotlib
-import numpy as np
+import results_page
 
-matplotlib.use("agg")
-from matplotlib import pyplot as plt
+from rlopt.report import runs
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "outputs" / "results"
-ALGOS = ["pg", "npg", "trpo", "ppo"]
-ENVS = ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", "LunarLander-v3"]
+RECORDS = ROOT / "docs" / "results.json"
+SEEDS = range(5)
+RULES = ["pg", "npg", "trpo", "ppo", "ppo_clip"]
+K = 1000
+BUDGETS = {  # environment steps
+    "CartPole-v1": 100 * K,
+    "Acrobot-v1": 100 * K,
+    "Pendulum-v1": 100 * K,
+    "LunarLanderContinuous-v3": 200 * K,
+    "LunarLander-v3": 300 * K,
+    "MountainCar-v0": 300 * K,
+    "BipedalWalker-v3": 1000 * K,
+    "HalfCheetah-v4": 1000 * K,
+    "Hopper-v4": 1000 * K,
+    "Ant-v4": 1000 * K,
+    "Humanoid-v4": 1000 * K,
+}
+OVERSHOOT = 3 * K  # of the last iteration at the most, so that no run has more than its budget
+SETTINGS = {  # what is added to algo=... env=... seed=...
+    "tuned": [],
+    "defaults": ["~tuned"],
+    "first crossing": ["eval.every=1000"],
+}
+POINTS = 100  # of a curve that is recorded
 
 
 @dataclass(frozen=True)
 class Job:
     """One run of the table."""
 
+    settings: str
     env: str
     algo: str
     seed: int
 
     @property
-    def folder(self) -> Path:
-        """Where the run is kept."""
-        return RUNS / self.env / self.algo / f"seed{self.seed}"
+    def key(self) -> str:
+        """Its name in docs/results.json, and its folder's below outputs/results."""
+        return f"{self.settings.replace(' ', '_')}/{self.env}/{self.algo}/seed{self.seed}"
 
-    def summary(self) -> dict | None:
-        """Its summary, or None where it is not finished."""
-        path = self.folder / "summary.json"
-        summary = json.loads(path.read_text()) if path.is_file() else {"status": "missing"}
-        return summary if summary["status"] == "finished" else None
+    @property
+    def overrides(self) -> list[str]:
+        """Its command: those of `python scripts/train.py`."""
+        steps = BUDGETS[self.env] - OVERSHOOT
+        often = self.settings == "first crossing"
+        every = [] if often else [f"eval.every={max(BUDGETS[self.env] // 10, 20 * K)}"]
+        common = [f"algo={self.algo}", f"env={self.env}", f"seed={self.seed}"]
+        return [*common, f"total_steps={steps}", *every, *SETTINGS[self.settings]]
 
-    def run(self) -> None:
-        """Train, unless it is finished."""
-        if self.summary() is not None:
-            return
-        if self.folder.exists():
-            shutil.rmtree(self.folder)  # it was interrupted
-        overrides = [f"algo={self.algo}", f"env={self.env}", f"seed={self.seed}"]
-        overrides += [f"hydra.run.dir={self.folder}"]
-        subprocess.run([sys.executable, "scripts/train.py", *overrides], cwd=ROOT, check=True)
+    def run(self, repeat: bool) -> None:
+        """Train, or go on with what an interrupted run left."""
+        folder = RUNS / self.key
+        if repeat:
+            shutil.rmtree(folder, ignore_errors=True)
+        if not finished(folder):
+            fresh = [*self.overrides, f"hydra.run.dir={folder}"]
+            begun = (folder / "checkpoints" / "last.pt").is_file()
+            if not begun:
+                shutil.rmtree(folder, ignore_errors=True)
+            arguments = [f"resume={folder}"] if begun else fresh
+            subprocess.run([sys.executable, "scripts/train.py", *arguments], cwd=ROOT, check=True)
 
-
-def table(jobs: Iterable[Job]) -> str:
-    """A markdown table, one row for each environment and rule."""
-    rows = [
-        "| environment | rule | seeds | steps | evaluation return | worst seed "
-        "| training return | seconds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for (env, algo), summaries in finished(jobs).items():
-        evaluation = [s["eval_return_mean"] for s in summaries]
-        training = [s["train_return"] for s in summaries]
-        rows.append(
-            f"| {env} | {algo} | {len(summaries)} | {max(s['env_steps'] for s in summaries):,} "
-            f"| {np.mean(evaluation):.1f} ± {np.std(evaluation):.1f} | {min(evaluation):.1f} "
-            f"| {np.mean(training):.1f} ± {np.std(training):.1f} "
-            f"| {np.median([s['wall_seconds'] for s in summaries]):.0f} |"
-        )
-    return "\n".join(rows) + "\n"
-
-
-def finished(jobs: Iterable[Job]) -> dict[tuple[str, str], list[dict]]:
-    """Summaries of the finished runs by environment and rule."""
-    groups: dict[tuple[str, str], list[dict]] = {}
-    for job in jobs:
-        summary = job.summary()
-        if summary is not None:
-            groups.setdefault((job.env, job.algo), []).append(summary)
-    return groups
+    def record(self) -> dict[str, Any]:
+        """What docs/results.json keeps of the run in its folder."""
+        folder = RUNS / self.key
+        run, summary = runs.read(folder), json.loads((folder / "summary.json").read_text())
+        steps, returns = run.curve("train_return", "steps")
+        grid, curve = results_page.thinned(steps, returns, POINTS)
+        eval_steps, evals = run.curve("eval_return", "steps")
+        return {
+            "command": f"python scripts/train.py {' '.join(self.overrides)}",
+            "commit": summary["git_commit"],
+            "wall_seconds": round(summary["wall_seconds"]),
+            "budget": BUDGETS[self.env],
+            "env_steps": summary["env_steps"],
+            "eval_return": round(summary["eval_return_mean"], 2),
+            "eval_episodes": summary["eval_episodes"],
+            "steps": [round(x) for x in grid],
+            "train_returns": [round(x, 2) for x in curve],
+            "eval_steps": [round(x) for x in eval_steps],
+            "eval_returns": [round(x, 2) for x in evals],
+        }
 
 
-def curves(jobs: list[Job], path: Path) -> None:
-    """Training return against environment steps: mean over seeds, and the range between them."""
-    envs = list(dict.fromkeys(job.env for job in jobs))
-    figure, axes = plt.subplots(1, len(envs), figsize=(4 * len(envs), 3.2), squeeze=False)
-    for axis, env in zip(axes[0], envs, strict=True):
-        for color, algo in enumerate(ALGOS):
-            runs = [j for j in jobs if (j.env, j.algo) == (env, algo) and j.summary()]
-            if runs:
-                draw(axis, [read_curve(j) for j in runs], algo, f"C{color}")
-        axis.set(title=env, xlabel="environment steps")
-        axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:.0f}k")
-        axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("training return")
-    axes[0][0].legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+def finished(folder: Path) -> bool:
+    """Whether the run in the folder came to its end."""
+    path = folder / "summary.json"
+    return path.is_file() and json.loads(path.read_text())["status"] == "finished"
 
 
-def draw(axis: plt.Axes, runs: list[tuple[np.ndarray, np.ndarray]], label: str, color: str) -> None:
-    """Mean line and min-max band of several curves, on a common grid of steps."""
-    grid = np.linspace(max(s[0] for s, _ in runs), min(s[-1] for s, _ in runs), 200)
-    values = np.array([np.interp(grid, steps, returns) for steps, returns in runs])
-    axis.plot(grid, values.mean(0), label=label, color=color)
-    axis.fill_between(grid, values.min(0), values.max(0), alpha=0.15, color=color, lw=0)
+def read_records() -> dict[str, Any]:
+    """docs/results.json."""
+    return json.loads(RECORDS.read_text()) if RECORDS.is_file() else {}
 
 
-def read_curve(job: Job) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and training returns (mean of the last 100 episodes) of a run."""
-    with (job.folder / "metrics.csv").open(newline="") as file:
-        rows = [
-            (float(r["env_steps"]), float(r["rollout/return_mean"])) for r in csv.DictReader(file)
-        ]
-    steps, returns = np.array(rows).T
-    ended = ~np.isnan(returns)
-    return steps[ended], returns[ended]
+def wanted(args: argparse.Namespace) -> Iterator[Job]:
+    """The jobs that the command line names, those of few steps first."""
+    for env in sorted(args.env, key=lambda env: BUDGETS[env]):
+        for settings, algo in product(args.settings, args.algo):
+            has_file = (ROOT / "configs" / "tuned" / algo / f"{env}.yaml").is_file()
+            sensible = {"tuned": has_file, "defaults": True, "first crossing": env == "CartPole-v1"}
+            if sensible[settings]:
+                yield from (Job(settings, env, algo, seed) for seed in args.seeds)
 
 
 def main() -> None:
-    """Run what is missing, write the table and the figure."""
+    """Run what is missing, record it, write the pages."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--env", choices=ENVS, nargs="*", default=ENVS)
-    parser.add_argument("--algo", choices=ALGOS, nargs="*", default=ALGOS)
-    parser.add_argument("--seeds", type=int, nargs="*", default=range(5))
+    parser.add_argument("--env", choices=BUDGETS, nargs="*", default=list(BUDGETS))
+    parser.add_argument("--algo", choices=RULES, nargs="*", default=RULES)
+    parser.add_argument("--settings", choices=SETTINGS, nargs="*", default=list(SETTINGS))
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
+    parser.add_argument("--repeat", action="store_true", help="train what is recorded too")
+    parser.add_argument("--render", action="store_true", help="only remake the pages")
     args = parser.parse_args()
+    lock = Lock()
+
+    def work(job: Job) -> None:
+        job.run(args.repeat)
+        with lock:
+            RECORDS.write_text(dumped({**read_records(), job.key: job.record()}))
+
+    recorded = read_records()
+    jobs = [job for job in wanted(args) if args.repeat or job.key not in recorded]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        list(pool.map(Job.run, [Job(*job) for job in product(args.env, args.algo, args.seeds)]))
-    jobs = [Job(*job) for job in product(ENVS, ALGOS, range(5))]
-    (ROOT / "docs" / "results.md").write_text(HEADER + table(jobs))
-    curves(jobs, ROOT / "docs" / "results.png")
-    print("wrote docs/results.md and docs/results.png")
+        list(pool.map(work, [] if args.render else jobs))
+    results_page.write(read_records(), ROOT / "docs")
 
 
-HEADER = """# Results
+def dumped(records: dict[str, Any]) -> str:
+    """Json with a line for each run, so that a change is easy to see."""
+    lines = (f"{json.dumps(key)}: {json.dumps(records[key])}" for key in sorted(records))
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
-Made by `python benchmarks/results.py` from the shipped settings, seeds 0-4; the settings were
-chosen on seeds 100-104. Evaluation return: mean over 100 deterministic episodes of the final
-policy, then mean ± standard deviation over seeds, and the worst seed. Training return: the last 100
-training episodes, actions sampled. Seconds: median wall time of a run from start to end, two runs
-at a time on two cores (where other work ran beside them, more than it need be).
-
-![training curves](results.png)
-
-"""
 
 if __name__ == "__main__":
     main()

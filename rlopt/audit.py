@@ -54,10 +54,10 @@ class Audit:
         self.batch = batch
         self.parameters = list(policy.parameters())
         self.theta = flatten(self.parameters).detach()
-        middle = len(batch) // 2
-        params, self.gradients = zip(
-            *(self._differentiate(half) for half in (batch[:middle], batch[middle:])), strict=True
-        )
+        halves = batch.halves()
+        params, self.gradients = zip(*map(self._differentiate, halves), strict=True)
+        # whole sequences don't divide evenly; of rows it is one at the most that is left over
+        self.weight = 0.5 if batch.starts is None else halves[0].count / batch.count
         self.old = policy.dist(torch.cat(params))
 
     def metrics(self) -> dict[str, float]:
@@ -66,7 +66,7 @@ class Audit:
         Returns:
             `audit/predicted_gain`: g . step, the first-order change of the surrogate.
             `audit/predicted_kl`: 1/2 step^T F step, the second-order KL, on every n-th transition
-            so that about 250 are taken.
+            (sequence, of a recurrent policy) so that about 250 are taken.
             `audit/step_gradient_cosine`: angle between the step and the gradient.
             `audit/gradient_split_cosine`: angle between the gradients of the batch's two halves,
             which are different environments; near 0 the gradient is noise.
@@ -78,7 +78,7 @@ class Audit:
         new = flatten(self.parameters).detach()
         step = new - self.theta
         first, second = self.gradients
-        g = (first + second) / 2
+        g = self.weight * first + (1 - self.weight) * second
         squared_error = (first - second).square().sum() / 4
         return {
             "audit/predicted_gain": float(g.dot(step)),
@@ -104,7 +104,7 @@ class Audit:
 
     def _quadratic_kl(self, step: Tensor, new: Tensor) -> float:
         """1/2 E[(J step)^T M (J step)]; J step takes two forward passes and no graph."""
-        some = self.batch[:: max(1, self.batch.count // CURVATURE_SAMPLES)]
+        some = self.batch.every(max(1, self.batch.count // CURVATURE_SAMPLES))
         ends = []
         for width in (WIDTH, -WIDTH):
             assign(self.parameters, self.theta + width * step)

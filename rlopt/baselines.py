@@ -1,47 +1,30 @@
 """Baselines: b(s) or the lecture's b(s, h), fitted to returns by regression.
 
 Each standardises its own inputs and targets, so neither the reward's scale nor the observation's
-matters, and shares no parameter with the policy, so that fitting it can't move the policy.
+matters, and fits no parameter of the policy, so that its fit can't move the policy.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from rlopt import check, linalg
 from rlopt.distributed import gather, total, total_count, total_mean
-from rlopt.linalg import (
-    PASS_ROWS,
-    Operator,
-    assign,
-    conjugate_gradient,
-    damped,
-    flatten,
-    jacobian_metric_operator,
-    set_gradient,
-    sum_gradient,
-    sum_operator,
-)
-from rlopt.line_search import backtrack
+from rlopt.least_squares import NetworkBaseline, inputs, mean_std
+from rlopt.linalg import PASS_ROWS
+from rlopt.networks import cnn, floats, mlp, pass_rows
 from rlopt.normalize import RunningNorm
-from rlopt.policies import mlp
-from rlopt.types import as_float
+from rlopt.observations import entries, make_normalizer
 
-
-def _inputs(obs: Tensor, step: Tensor, sees_step: bool) -> Tensor:
-    """Observations [.., d], with the step [..] of the episode as one more feature if it is seen."""
-    if not sees_step:
-        return obs
-    x = as_float(obs)
-    return torch.cat([x, step[..., None].to(x)], dim=-1)
+MOST_FEATURES = 10_000  # of ridge regression, whose matrix has the square of it
+STEP = spaces.Box(-np.inf, np.inf, (1,))  # an entry of the input where it is seen
 
 
 class ZeroBaseline(nn.Module):
@@ -52,7 +35,7 @@ class ZeroBaseline(nn.Module):
 
     def forward(self, obs: Tensor, step: Tensor) -> Tensor:
         """Zeros [..]."""
-        return torch.zeros_like(step, dtype=as_float(obs[:0]).dtype)
+        return floats(torch.zeros_like(step, dtype=obs.dtype))
 
     def fit(self, obs: Tensor, step: Tensor, target: Tensor) -> dict[str, float]:
         """Nothing to fit."""
@@ -82,26 +65,32 @@ class LinearBaseline(nn.Module):
         check.flag(sees_step=sees_step)
         assert observation_space.shape is not None
         size = observation_space.shape[0] + sees_step
+        num_features = 2 * size + sees_step + 1
+        if num_features > MOST_FEATURES:
+            raise ValueError(
+                f"baseline=linear solves for all features at once, {num_features} are too many: "
+                "use baseline=mlp or baseline=cnn"
+            )
         self.ridge = ridge
         self.sees_step = sees_step
         self.normalizer = RunningNorm(size)
-        self.register_buffer("weight", torch.zeros(2 * size + sees_step + 1, dtype=torch.float64))
+        self.register_buffer("weight", torch.zeros(num_features, dtype=torch.float64))
 
     def _features(self, obs: Tensor, step: Tensor) -> Tensor:
-        x = self.normalizer(_inputs(obs, step, self.sees_step)).double()
+        x = self.normalizer(inputs(obs, step, self.sees_step)).double()
         cube = [x[..., -1:] ** 3] if self.sees_step else []
         return torch.cat([x, x**2, *cube, torch.ones_like(x[..., :1])], dim=-1)
 
     def forward(self, obs: Tensor, step: Tensor) -> Tensor:
         """Values [..]."""
-        return (self._features(obs, step) @ self.weight).to(as_float(obs[:0]))
+        return (self._features(obs, step) @ self.weight).to(floats(obs))
 
     @torch.no_grad()
     def fit(self, obs: Tensor, step: Tensor, target: Tensor) -> dict[str, float]:
         """Solve (Phi^T Phi / B + ridge I) w = Phi^T y / B, in float64 on standardised targets."""
-        self.normalizer.update(_inputs(obs, step, self.sees_step))
+        self.normalizer.update(inputs(obs, step, self.sees_step))
         phi, y = self._features(obs, step), target.double()
-        mean, std = _mean_std(y)
+        mean, std = mean_std(y)
         count = total_count(len(y))
         eye = torch.eye(phi.shape[1], dtype=phi.dtype, device=phi.device)
         gram = total(phi.T @ phi) / count + self.ridge * eye
@@ -114,15 +103,8 @@ class LinearBaseline(nn.Module):
         return {"baseline/loss": float(total_mean(((phi @ self.weight - y) / std).square()))}
 
 
-class MLPBaseline(nn.Module):
-    """A multilayer perceptron fitted by least squares: an optimiser's epochs, or Gauss-Newton.
-
-    The value is mean + std * network(x). Mean and std are those of the latest targets; when they
-    change, the last layer is rescaled so that no value does (van Hasselt et al. 2016, "Learning
-    values across many orders of magnitude").
-
-    Gauss-Newton solves (J^T J / B + damping I) d = J^T (y - v) / B by conjugate gradient and takes
-    d, or the first of its halvings that lowers the loss.
+class MLPBaseline(NetworkBaseline):
+    """A multilayer perceptron of the observation.
 
     Args:
         observation_space: Box of shape [d].
@@ -130,19 +112,8 @@ class MLPBaseline(nn.Module):
         activation: `tanh`, `relu`, `elu` or `silu`.
         orthogonal_init: orthogonal initial weights in place of `nn.Linear`'s.
         sees_step: the step of the episode is an input, as in the lecture's b(s, h).
-        standardize_target: as above; else mean and std stay 0 and 1, and the scale of the return
-            decides how fast the network learns.
-        fit: `optimizer` or `gauss_newton`.
-        optimizer: makes an optimiser from the parameters.
-        epochs: passes over the data (`optimizer`), or Gauss-Newton steps.
-        minibatch_size: transitions a gradient step, over all processes (`optimizer`).
-        damping: lambda in J^T J / B + lambda I (`gauss_newton`).
-        cg_iterations: products at the most for a Gauss-Newton step.
-        chunk_size: samples whose graph a Gauss-Newton step holds at a time, or None for all.
+        settings: the others of `NetworkBaseline`.
     """
-
-    target_mean: Tensor
-    target_std: Tensor
 
     def __init__(
         self,
@@ -152,130 +123,107 @@ class MLPBaseline(nn.Module):
         activation: str,
         orthogonal_init: bool,
         sees_step: bool,
-        standardize_target: bool,
-        fit: str,
-        optimizer: Callable[[Iterable[Tensor]], Optimizer],
-        epochs: int,
-        minibatch_size: int,
-        damping: float,
-        cg_iterations: int,
-        chunk_size: int | None,
+        **settings: Any,
     ) -> None:
-        super().__init__()
         check.sizes(hidden_sizes=hidden_sizes)
-        check.flag(orthogonal_init=orthogonal_init)
-        check.flag(sees_step=sees_step, standardize_target=standardize_target)
-        check.one_of(["optimizer", "gauss_newton"], fit=fit)
-        check.whole(epochs=epochs, minibatch_size=minibatch_size, cg_iterations=cg_iterations)
-        check.positive(damping=damping)
-        if chunk_size is not None:
-            check.whole(chunk_size=chunk_size)
-        if fit == "optimizer":
-            check.optimizer(optimizer=optimizer)
-        assert observation_space.shape is not None
-        size = observation_space.shape[0] + sees_step
-        self.sees_step = sees_step
-        self.standardize_target = standardize_target
-        self.epochs = epochs
-        self.minibatch_size = minibatch_size
-        self.damping = damping
-        self.cg_iterations = cg_iterations
-        self.chunk_size = chunk_size
-        self.normalizer = RunningNorm(size)
-        self.network = mlp([size, *hidden_sizes, 1], activation, 1.0, orthogonal_init)
-        self.register_buffer("target_mean", torch.zeros(()))
-        self.register_buffer("target_std", torch.ones(()))
-        # torch's optimisers take a second to import: none for Gauss-Newton
-        self.optimizer = optimizer(self.network.parameters()) if fit == "optimizer" else None
+        check.flag(orthogonal_init=orthogonal_init, sees_step=sees_step)
+        parts = [*entries(observation_space), *[STEP] * sees_step]
+        normalizer = make_normalizer(parts, standardize=True)
+        assert normalizer is not None
+        sizes = [sum(map(spaces.flatdim, parts)), *hidden_sizes, 1]
+        network = mlp(sizes, activation, 1.0, orthogonal_init)
+        super().__init__(normalizer, network, pass_rows(parts), sees_step=sees_step, **settings)
 
-    def _standardized(self, x: Tensor) -> Tensor:
-        """Standardised inputs [.., d] to standardised values [..]."""
-        return self.network(x).squeeze(-1)
 
-    def forward(self, obs: Tensor, step: Tensor) -> Tensor:
-        """Values [..]."""
-        x = self.normalizer(_inputs(obs, step, self.sees_step))
-        return self.target_mean + self.target_std * self._standardized(x)
+class CNNBaseline(NetworkBaseline):
+    """Convolutions for each image of the observation, then a perceptron.
 
-    def fit(self, obs: Tensor, step: Tensor, target: Tensor) -> dict[str, float]:
-        """Least squares on targets [B]; the loss is in units of the variance, if standardised."""
-        inputs = _inputs(obs, step, self.sees_step)
-        if self.standardize_target:
-            self._rescale(*_mean_std(target))
-        self.normalizer.update(inputs)
-        x = self.normalizer(inputs)
-        y = (target - self.target_mean) / self.target_std
-        if self.optimizer:
-            self._run_optimizer(x, y, self.optimizer)
-        else:
-            for _ in range(self.epochs):
-                self._gauss_newton_step(x, y)
-        with torch.no_grad():
-            return {"baseline/loss": float(total_mean((self._standardized(x) - y).square()))}
+    Args:
+        observation_space: flat, with an image among its entries.
+        convolutions: `nature` or `impala`, as of the policy.
+        channels: of each convolution or block, or None for the paper's.
+        vector_sizes: widths of a perceptron for the entries that are no images.
+        hidden_sizes: widths of the hidden layers behind them all.
+        activation: `tanh`, `relu`, `elu` or `silu`.
+        orthogonal_init: orthogonal initial weights in place of torch's.
+        sees_step: the step of the episode is an input, as in the lecture's b(s, h).
+        settings: the others of `NetworkBaseline`.
+    """
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The optimiser's state, which belongs into a checkpoint as well."""
-        return self.optimizer.state_dict() if self.optimizer else {}
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        *,
+        convolutions: str,
+        channels: Sequence[int] | None,
+        vector_sizes: Sequence[int],
+        hidden_sizes: Sequence[int],
+        activation: str,
+        orthogonal_init: bool,
+        sees_step: bool,
+        **settings: Any,
+    ) -> None:
+        check.sizes(hidden_sizes=hidden_sizes)
+        check.flag(orthogonal_init=orthogonal_init, sees_step=sees_step)
+        parts = [*entries(observation_space), *[STEP] * sees_step]
+        normalizer = make_normalizer(parts, standardize=True)
+        assert normalizer is not None
+        network = cnn(
+            parts,
+            1,
+            convolutions=convolutions,
+            channels=channels,
+            vector_sizes=vector_sizes,
+            hidden_sizes=hidden_sizes,
+            activation=activation,
+            output_gain=1.0,
+            orthogonal_init=orthogonal_init,
+        )
+        super().__init__(normalizer, network, pass_rows(parts), sees_step=sees_step, **settings)
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """The reverse of `get_extra_state`."""
-        if self.optimizer:
-            self.optimizer.load_state_dict(state)
+
+class TrunkBaseline(NetworkBaseline):
+    """A shared trunk: a perceptron of the features that the policy's last layer sees.
+
+    The features are taken as they are, without a gradient: the policy's update alone moves the
+    trunk, and a fit leaves the policy bitwise as it was. So second-order updates stay those of the
+    policy alone. A fit sees features that the last update has moved.
+
+    Args:
+        observation_space: Box of shape [d].
+        policy: with `features` and `num_features`, as `NetworkPolicy` has them.
+        hidden_sizes: widths of the hidden layers; none: linear in the features.
+        activation: `tanh`, `relu`, `elu` or `silu`.
+        orthogonal_init: orthogonal initial weights in place of `nn.Linear`'s.
+        sees_step: the step of the episode is an input beside the features.
+        settings: the others of `NetworkBaseline`.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        *,
+        policy: Any,
+        hidden_sizes: Sequence[int],
+        activation: str,
+        orthogonal_init: bool,
+        sees_step: bool,
+        **settings: Any,
+    ) -> None:
+        check.sizes(hidden_sizes=hidden_sizes)
+        check.flag(orthogonal_init=orthogonal_init, sees_step=sees_step)
+        if not callable(getattr(policy, "features", None)):
+            kind = type(policy).__name__
+            raise ValueError(f"baseline=trunk needs a policy with features, {kind} has none")
+        size = policy.num_features + sees_step
+        network = mlp([size, *hidden_sizes, 1], activation, 1.0, orthogonal_init)
+        normalizer = RunningNorm(size)
+        super().__init__(normalizer, network, PASS_ROWS, sees_step=sees_step, **settings)
+        self.trunk = policy.features  # a method: the policy is no part of this module
 
     @torch.no_grad()
-    def _rescale(self, mean: Tensor, std: Tensor) -> None:
-        """Take new target statistics without a change of any value, once there are values."""
-        if self.normalizer.count > 0:
-            last = self.network[-1]
-            assert isinstance(last, nn.Linear)
-            last.weight.mul_(self.target_std / std)
-            last.bias.copy_((self.target_std * last.bias + self.target_mean - mean) / std)
-        self.target_mean.copy_(mean)
-        self.target_std.copy_(std)
-
-    def _run_optimizer(self, x: Tensor, y: Tensor, optimizer: Optimizer) -> None:
-        parameters = list(self.network.parameters())
-        num_minibatches = math.ceil(total_count(len(y)) / self.minibatch_size)
-        for _ in range(self.epochs):
-            order = torch.randperm(len(y)).to(y.device)
-            for index in order.tensor_split(num_minibatches):
-                loss = total_mean((self._standardized(x[index]) - y[index]).square())
-                set_gradient(parameters, loss)
-                optimizer.step()
-
-    def _gauss_newton_step(self, x: Tensor, y: Tensor) -> None:
-        parameters = list(self.network.parameters())
-        theta = flatten(parameters).detach()
-        count, size = total_count(len(y)), self.chunk_size or PASS_ROWS
-        chunks = list(zip(x.split(size), y.split(size), strict=True))
-
-        def loss(x: Tensor, y: Tensor) -> Tensor:
-            return (self._standardized(x) - y).square().sum() / 2 / count
-
-        def curvature(x: Tensor) -> Operator:
-            return jacobian_metric_operator(self._standardized(x), parameters, lambda u: u / count)
-
-        g = sum_gradient((loss(*chunk) for chunk in chunks), parameters)
-        JtJ = sum_operator([partial(curvature, x) for x, _ in chunks], keep=self.chunk_size is None)
-        d = -conjugate_gradient(damped(JtJ, self.damping), g, self.cg_iterations, 0.0).x
-        with torch.no_grad():
-            old_loss = total(loss(x, y))
-
-        @torch.no_grad()
-        def reason_to_reject(scale: float) -> str | None:
-            assign(parameters, theta + scale * d)
-            return None if total(loss(x, y)) < old_loss else "loss"
-
-        if backtrack(reason_to_reject, shrink=0.5, max_tries=10).scale == 0:
-            assign(parameters, theta)
-
-
-def _mean_std(target: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and std of targets [B]; a std of 1 in the units of the mean where all are equal."""
-    target = gather(target)
-    mean, std = target.mean(), linalg.std(target)
-    spread = std > 1e-6 * mean.abs()
-    return mean, torch.where(spread, std, mean.abs().clamp(min=1.0))
+    def _inputs(self, obs: Tensor, step: Tensor) -> Tensor:
+        return inputs(self.trunk(obs), step, self.sees_step)
 
 
 def explained_variance(value: Tensor, target: Tensor) -> float:

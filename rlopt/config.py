@@ -16,19 +16,25 @@ from typing import Any
 
 import gymnasium as gym
 import torch
+from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
+from torch import Tensor
 
 from rlopt import atari, check
 from rlopt.distributed import gather_list, rank, share, world_size
 from rlopt.envs import Wrapper, WrapperError, derive_seed, fastest_backend, make_vector_env
 from rlopt.evaluate import Evaluation, as_gif, evaluate, record_video, refuse_undrawable
+from rlopt.linalg import chunk_that_fits
 from rlopt.logger import Logger, NoLogger, flat
+from rlopt.policies import FourierPolicy, MLPPolicy
+from rlopt.recurrent import rollout_space
 from rlopt.schedule import Schedule
 from rlopt.trainer import Trainer
+from rlopt.types import RecurrentPolicy
 
 TRAINING_STREAM, EVALUATION_STREAM, SAMPLING_STREAM = 0, 1, 2
 NUM_STREAMS = 3  # of each process
@@ -226,6 +232,16 @@ def remarks(cfg: DictConfig, overridden: list[str]) -> list[str]:
     return lines
 
 
+def remarks_on_images(policy: Any) -> list[str]:
+    """A line on a policy that takes an image for a vector."""
+    if not isinstance(policy, MLPPolicy | FourierPolicy) or not policy.images:
+        return []
+    shape = "x".join(map(str, policy.images[0].shape or ()))
+    return [
+        f"an image of {shape} is a vector to this policy: policy=cnn baseline=cnn see it as one"
+    ]
+
+
 def read_config(run: Path) -> DictConfig:
     """The config that a run folder has recorded.
 
@@ -240,15 +256,17 @@ def read_config(run: Path) -> DictConfig:
     return cfg
 
 
-def make(cfg: DictConfig, section: str, *args: Any) -> Any:
+def make(cfg: DictConfig, section: str, *args: Any, **given: Any) -> Any:
     """Build what `cfg[section]` describes: its `_target_` of `args`, with its settings as keywords.
+
+    What is `given` goes to a target that has a keyword of that name, and is no setting.
 
     Raises:
         ConfigError: an unknown target, an unknown or missing setting, or a value that the target
         refuses.
     """
     with naming(section, cfg[section]):
-        part = bind(cfg, section)(*args)
+        part = bind(cfg, section, **given)(*args)
     kind = "algo" if section.startswith("rules.") else section  # rules of scripts/compare.py
     missing = [name for name in METHODS[kind] if not callable(getattr(part, name, None))]
     if missing:
@@ -257,18 +275,20 @@ def make(cfg: DictConfig, section: str, *args: Any) -> Any:
     return part
 
 
-def bind(cfg: DictConfig, section: str) -> Callable[..., Any]:
+def bind(cfg: DictConfig, section: str, **given: Any) -> Callable[..., Any]:
     """The `_target_` of `cfg[section]` with its settings bound, to be called."""
     name = cfg[section].get("_target_")
     target = locate(section, name)
     settings = [key for key in cfg[section] if not str(key).startswith("_")]
     try:
         parameters = inspect.signature(target).parameters.values()
+        found = keyword_parameters(target)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{section}._target_={name} can't be that: {error}") from error
     names = [p.name for p in parameters]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    keywords = {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
+    given = {name: value for name, value in given.items() if name in found}
+    keywords = {name: p.default is p.empty for name, p in found.items() if name not in given}
     for key in settings:
         if keywords and key not in keywords:
             hint = nearest(key, list(keywords))
@@ -279,7 +299,17 @@ def bind(cfg: DictConfig, section: str) -> Callable[..., Any]:
         if required and key not in settings:
             raise ConfigError(f"{section}.{key} is missing: {target.__name__} needs it")
     with naming(section, cfg[section]):
-        return instantiate(cfg[section], _convert_="all", _partial_=True)
+        bound = instantiate(cfg[section], _convert_="all", _partial_=True)
+    return partial(bound, **given) if given else bound
+
+
+def keyword_parameters(target: Any) -> dict[str, inspect.Parameter]:
+    """A target's keyword-only parameters; `**settings` of a class are those of its base."""
+    parameters = inspect.signature(target).parameters.values()
+    own = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if inspect.isclass(target) and any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return keyword_parameters(target.__base__) | own
+    return own
 
 
 def locate(section: str, name: Any) -> Any:
@@ -419,7 +449,9 @@ def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = N
             )
     env, eval_env = make_env(cfg), make_env(cfg, evaluation=True)
     policy = make_policy(cfg, env)
-    baseline = make(cfg, "baseline", env.single_observation_space).to(cfg.device)
+    obs_space = rollout_space(policy, env.single_observation_space)
+    baseline = make(cfg, "baseline", obs_space, policy=policy).to(cfg.device)
+    fit_into_memory(cfg, policy, baseline, spaces.flatdim(obs_space))
     rule = make(cfg, "algo", policy)
     advantage = make_advantage(cfg)
     training_seed, evaluation_seed, sampling_seed = (
@@ -443,7 +475,7 @@ def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = N
         return Evaluation(gather_list(own.returns), gather_list(own.lengths))
 
     record = NoLogger(folder)
-    schedules = make_schedules(cfg, policy, rule, baseline, env)
+    schedules = make_schedules(cfg, policy, rule, baseline, obs_space)
     trainer = Trainer(
         policy, baseline, rule, advantage, rollout, evaluate_policy, record, cfg, schedules
     )
@@ -457,8 +489,27 @@ def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = N
     return trainer
 
 
+def fit_into_memory(cfg: DictConfig, policy: Any, baseline: Any, obs_size: int) -> None:
+    """Where `chunk_size` is null, and a large batch's graph may not fit, write one that does."""
+    row_size = obs_size + isinstance(policy, RecurrentPolicy)  # each row begins a sequence
+
+    def params(rows: int) -> Tensor:
+        return policy.dist_params(torch.ones(rows, row_size, device=cfg.device))
+
+    def values(rows: int) -> Tensor:
+        step = torch.zeros(rows, dtype=torch.int64, device=cfg.device)
+        return baseline(torch.ones(rows, obs_size, device=cfg.device), step)
+
+    with naming("policy", cfg.policy):
+        if cfg.chunk_size is None:
+            cfg.chunk_size = chunk_that_fits(params)
+    with naming("baseline", cfg.baseline):
+        if cfg.baseline.get("chunk_size", 0) is None:
+            cfg.baseline.chunk_size = baseline.chunk_size = chunk_that_fits(values)
+
+
 def make_schedules(
-    cfg: DictConfig, policy: Any, rule: Any, baseline: Any, env: VectorEnv
+    cfg: DictConfig, policy: Any, rule: Any, baseline: Any, obs_space: spaces.Space
 ) -> dict[str, Schedule]:
     """What `cfg.schedule` names, settings of the rule and the baseline, by their full names.
 
@@ -468,7 +519,7 @@ def make_schedules(
     Raises:
         ConfigError: no number of that name, or one that the part refuses.
     """
-    parts = {"algo": (rule, policy), "baseline": (baseline, env.single_observation_space)}
+    parts = {"algo": (rule, policy), "baseline": (baseline, obs_space)}
     numbers = [key for key, x in flat({s: to_dict(cfg[s]) for s in parts}).items() if is_number(x)]
     schedules, end = {}, OmegaConf.create({section: cfg[section] for section in parts})
     for key, last in flat(to_dict(cfg.schedule)).items():
@@ -487,7 +538,7 @@ def make_schedules(
     try:
         with torch.random.fork_rng():
             for section in dict.fromkeys(key.partition(".")[0] for key in schedules):
-                make(end, section, parts[section][1])
+                make(end, section, parts[section][1], policy=policy)
     except ConfigError as error:
         raise ConfigError(f"schedule: at the end of the run {error}") from error
     return schedules

@@ -24,6 +24,7 @@ from gymnasium.wrappers.vector import FlattenObservation
 from rlopt import atari, check
 from rlopt.action_spaces import leaves
 from rlopt.masks import ActionMask, mask_column
+from rlopt.observations import FlatBox
 
 BACKENDS = ["auto", "vector_entry_point", "envpool", "sync", "async"]
 Wrapper = Callable[[gym.Env], gym.Env]
@@ -119,6 +120,10 @@ def flat_observations(env: VectorEnv, action_mask: bool) -> VectorEnv:
     space = env.single_observation_space
     is_flat = isinstance(space, spaces.Box) and len(space.shape) == 1
     flat = env if is_flat else FlattenObservation(env)
+    if not is_flat:  # networks ask what a row was
+        box = flat.single_observation_space
+        assert isinstance(box, spaces.Box)
+        flat.single_observation_space = FlatBox(box, space)
     masked = action_mask or mask_column(space) is not None
     return ActionMask(flat, space) if masked else flat
 

@@ -7,7 +7,7 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,21 @@ from torch import Tensor, nn
 
 from rlopt.action_spaces import leaves, num_columns
 from rlopt.checkpoint import write
+from rlopt.networks import floats
+from rlopt.types import RecurrentPolicy
 
-BATCHES = (1, 7, 5000)  # sizes that a program is tried on
-LARGE = 5000  # entries of an observation, of which 5000 are too many
+BATCHES = (1, 7, 5000)  # sizes that a program is tried on,
+MOST_NUMBERS = 2**22  # as far as its observations are no more numbers
 ONNX = ("onnx", "onnxscript", "onnxruntime")
+INPUTS, OUTPUTS = ["obs", "state"], ["action", "next_state"]
 
 
 class Greedy(nn.Module):
     """Observations [B, *] to the most probable actions as an environment takes them.
 
     [B, *shape of the space], those of a Box within its bounds, Discrete ones from their start on;
-    those of a Tuple or Dict [B, a], a column for each entry, leaf after leaf.
+    those of a Tuple or Dict [B, a], a column for each entry, leaf after leaf. Of a recurrent policy
+    observations and states [B, H] to actions and next states; 0 is the state at an episode's start.
     """
 
     low: Tensor
@@ -38,7 +42,7 @@ class Greedy(nn.Module):
 
     def __init__(self, policy: nn.Module, action_space: spaces.Space) -> None:
         super().__init__()
-        self.policy = policy
+        self.policy: Any = policy
         columns = [np.stack(entries(leaf)) for leaf in leaves(action_space)]
         low, high, start = torch.from_numpy(np.concatenate(columns, axis=1))
         self.bounded = any(isinstance(leaf, spaces.Box) for leaf in leaves(action_space))
@@ -47,9 +51,14 @@ class Greedy(nn.Module):
         self.register_buffer("high", high.to(torch.get_default_dtype()))
         self.register_buffer("start", start.long())
 
-    def forward(self, obs: Tensor) -> Tensor:
-        """The actions."""
-        action = self.policy(obs).mode
+    def forward(self, obs: Tensor, state: Tensor | None = None) -> Any:
+        """The actions, and the next states if there are states."""
+        if state is None:
+            return self._taken(self.policy(obs).mode)
+        dist, new_state = self.policy.advance(obs, state)
+        return self._taken(dist.mode), new_state
+
+    def _taken(self, action: Tensor) -> Tensor:
         if self.bounded:
             action = action.clamp(self.low, self.high)
         action = action + self.start
@@ -78,10 +87,11 @@ def export(greedy: Greedy, obs: Tensor, folder: Path) -> dict[Path, float]:
     Raises:
         ValueError: torch.export can't trace the policy, or the actions differ by more.
     """
-    example, batch = (obs.new_zeros(2, *obs.shape[1:]),), {0: torch.export.Dim("batch")}
+    example = inputs_like(greedy.policy, obs.new_zeros(2, *obs.shape[1:]))
+    batch = {0: torch.export.Dim("batch")}
     frozen = copy.deepcopy(greedy).eval().requires_grad_(False)
     try:
-        program = torch.export.export(frozen, example, dynamic_shapes=(batch,))
+        program = torch.export.export(frozen, tuple(example), dynamic_shapes=[batch] * len(example))
     except Exception as error:  # whatever a policy of the user's own does
         raise ValueError(f"torch.export can't trace the policy: {error}") from error
     files = [(folder / "policy.pt2", write_torch, read_torch, 1e-6)]
@@ -90,10 +100,17 @@ def export(greedy: Greedy, obs: Tensor, folder: Path) -> dict[Path, float]:
     differences = {}
     for path, write_program, read_program, tolerance in files:
         write_program(program, path)
-        differences[path] = largest_difference(greedy, read_program(path), obs)
+        differences[path] = largest_difference(greedy, read_program(path), example)
         if not differences[path] <= tolerance:
             raise ValueError(f"{path} is wrong: actions differ by {differences[path]:.2g}")
     return differences
+
+
+def inputs_like(policy: object, obs: Tensor) -> list[Tensor]:
+    """What a program takes: observations [B, *]; of a recurrent policy floats, and states."""
+    if not isinstance(policy, RecurrentPolicy):
+        return [obs]
+    return [floats(obs), torch.zeros(len(obs), policy.state_size)]
 
 
 def has_onnx() -> bool:
@@ -102,24 +119,36 @@ def has_onnx() -> bool:
 
 
 @torch.no_grad()
-def largest_difference(greedy: Greedy, program: Callable[[Tensor], Tensor], like: Tensor) -> float:
-    """Of the actions at random observations `like` others, over 1 or the largest action.
+def largest_difference(
+    greedy: Greedy, program: Callable[..., Any], like: Sequence[Tensor]
+) -> float:
+    """Of the outputs at random inputs `like` others, over 1 or the largest output.
 
     Near a tie of two actions rounding decides: the policy's actions are those at the observations,
     or a hundred-thousandth beside them.
     """
     worst, generator = 0.0, torch.Generator().manual_seed(0)
-    for size in BATCHES if like[0].numel() < LARGE else BATCHES[:-1]:
-        shape = (size, *like.shape[1:])
-        if like.is_floating_point():
-            obs = torch.randn(shape, generator=generator)
-        else:
-            obs = torch.randint(256, shape, generator=generator, dtype=like.dtype)
-        actual, expected = program(obs), [greedy(obs * (1 + x)) for x in (0.0, -1e-5, 1e-5)]
-        assert actual.shape == expected[0].shape
-        difference = torch.stack([(actual - action).abs() for action in expected]).amin(0)
-        worst = max(worst, float(difference.max() / expected[0].abs().max().clamp(min=1)))
+    for size in BATCHES:
+        size = min(size, MOST_NUMBERS // max(x[0].numel() for x in like))
+        inputs = [_random(x, size, generator) for x in like]
+        nearby = [greedy(*(x * (1 + e) for x in inputs)) for e in (0.0, -1e-5, 1e-5)]
+        for actual, *expected in zip(*map(outputs, [program(*inputs), *nearby]), strict=True):
+            assert actual.shape == expected[0].shape
+            difference = torch.stack([(actual - x).abs() for x in expected]).amin(0)
+            worst = max(worst, float(difference.max() / expected[0].abs().max().clamp(min=1)))
     return worst
+
+
+def _random(like: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    shape = (size, *like.shape[1:])
+    if like.is_floating_point():
+        return torch.randn(shape, generator=generator)
+    return torch.randint(256, shape, generator=generator, dtype=like.dtype)
+
+
+def outputs(returned: Any) -> tuple[Tensor, ...]:
+    """One output or several."""
+    return (returned,) if isinstance(returned, Tensor) else tuple(returned)
 
 
 def write_torch(program: torch.export.ExportedProgram, path: Path) -> None:
@@ -129,28 +158,33 @@ def write_torch(program: torch.export.ExportedProgram, path: Path) -> None:
     write(path, buffer.getvalue())
 
 
-def read_torch(path: Path) -> Callable[[Tensor], Tensor]:
+def read_torch(path: Path) -> Callable[..., Any]:
     """The program as a function of observations."""
     return torch.export.load(path).module()
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
-    """Write an ONNX model with the input `obs` and the output `action`."""
+    """Write an ONNX model of `obs` to `action`; of `obs`, `state` to `action`, `next_state`."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision
     buffer: Any = io.BytesIO()
+    number = len(program.example_inputs[0])
+    names: dict[str, Any] = {"input_names": INPUTS[:number], "output_names": OUTPUTS[:number]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of torch
-        onnx = torch.onnx.export(
-            program, dynamo=True, verbose=False, input_names=["obs"], output_names=["action"]
-        )
+        onnx = torch.onnx.export(program, dynamo=True, verbose=False, **names)
     assert onnx is not None
     onnx.save(buffer)
     write(path, buffer.getvalue())
 
 
-def read_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+def read_onnx(path: Path) -> Callable[..., Any]:
     """The model, run by onnxruntime, as a function of observations."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda obs: torch.as_tensor(session.run(["action"], {"obs": obs.numpy()})[0])
+
+    def program(*inputs: Tensor) -> list[Tensor]:
+        arrays = {name: x.numpy() for name, x in zip(INPUTS, inputs, strict=False)}
+        return [torch.as_tensor(x) for x in session.run(None, arrays)]
+
+    return program

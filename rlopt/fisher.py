@@ -41,7 +41,7 @@ def fisher_operator(policy: Policy, batch: Batch, kind: str) -> Operator:
 
     parts = [partial(part, chunk) for chunk in batch.chunks()]
     scale = batch.horizon / batch.count
-    F = sum_operator(parts, keep=batch.chunk_size is None)
+    F = sum_operator(parts, keep=batch.chunk_size is None or len(parts) == 1)
     return lambda v: scale * F(v)
 
 

@@ -16,6 +16,9 @@ from rlopt.distributed import total, world_size
 
 Operator = Callable[[Tensor], Tensor]
 PASS_ROWS = 4096  # through a network at a time: what its layers leave then stays in the cache
+MANY_ROWS = 8 * PASS_ROWS  # more than most batches have
+GRAPH_BYTES = 2**31  # for the graphs that are in memory at a time, where nothing else is said
+GRAPHS = 4  # J v keeps so many times what a backward pass does
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,29 @@ def sum_operator(parts: Sequence[Callable[[], Operator]], keep: bool) -> Operato
         return total(torch.stack([A(v) for A in operators]).sum(0))
 
     return product
+
+
+def chunk_that_fits(outputs: Callable[[int], Tensor]) -> int | None:
+    """How many rows' graphs fit into memory at a time, or None where all of most batches do.
+
+    Args:
+        outputs: maps a number of rows to what a network makes of them.
+    """
+    sizes = []
+    for rows in (1, 2):  # of which the difference is without the parameters
+        kept: dict[int, int] = {}
+
+        def keep(x: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            storage = x.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            output = outputs(rows)  # alive while its graph is counted
+        sizes.append(sum(kept.values()))
+        del output
+    rows = GRAPH_BYTES // max(1, GRAPHS * (sizes[1] - sizes[0]))
+    return None if rows >= MANY_ROWS else max(1, rows)
 
 
 def damped(A: Operator, damping: float) -> Operator:

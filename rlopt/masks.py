@@ -12,23 +12,31 @@ from numpy.typing import NDArray
 
 from rlopt.action_spaces import categories
 from rlopt.faults import BrokenEnvError, env_id
+from rlopt.observations import FlatBox, original
 
 KEY = "action_mask"
 
 
-class MaskedBox(spaces.Box):
+class MaskedBox(FlatBox):
     """A flat Box whose last `mask_size` entries say which actions are allowed, 1 or 0 for each."""
 
     def __init__(self, features: spaces.Box, mask_size: int) -> None:
         low = np.concatenate([features.low, np.zeros(mask_size, np.int8)])
         high = np.concatenate([features.high, np.ones(mask_size, np.int8)])
-        super().__init__(low, high, dtype=low.dtype)
+        both = spaces.Tuple([original(features), spaces.MultiBinary(mask_size)])
+        super().__init__(spaces.Box(low, high, dtype=low.dtype), both)
+        self.features = features
         self.mask_size = mask_size
 
 
 def mask_size(space: spaces.Space) -> int:
     """How many entries at the end of an observation are an action mask."""
     return space.mask_size if isinstance(space, MaskedBox) else 0
+
+
+def unmasked(space: spaces.Space) -> spaces.Space:
+    """The observation without its mask."""
+    return space.features if isinstance(space, MaskedBox) else space
 
 
 def mask_column(space: spaces.Space) -> int | None:
@@ -81,9 +89,10 @@ class ActionMask(VectorWrapper):
         self.starts = np.cumsum([0, *sizes[:-1]])
         self.space = space
         assert isinstance(flat, spaces.Box)
-        low, high = flat.low, flat.high
+        low, high, rest = flat.low, flat.high, space
         if mask_column(space) is not None:
             assert isinstance(space, spaces.Dict)
+            rest = spaces.Dict({key: part for key, part in space.items() if key != KEY})
             found = spaces.flatdim(space[KEY])
             if found != self.size:
                 needs = f"{action} needs {self.size}"
@@ -92,7 +101,7 @@ class ActionMask(VectorWrapper):
             low, high = low[: -self.size], high[: -self.size]
             if not len(low):
                 raise ValueError(f"the observation has nothing beside its {KEY}")
-        features = spaces.Box(low, high, dtype=low.dtype)
+        features = FlatBox(spaces.Box(low, high, dtype=low.dtype), rest)
         self.single_observation_space = MaskedBox(features, self.size)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
 

@@ -1,4 +1,4 @@
-"""Running mean and variance as an `nn.Module`, so that a checkpoint carries them."""
+"""Running mean and variance as `nn.Module`s, so that a checkpoint carries them."""
 
 from __future__ import annotations
 
@@ -66,3 +66,40 @@ class RunningNorm(nn.Module):
         self.count.copy_(total)
         self.shift.copy_(self.mean)
         self.scale.copy_(self.var.sqrt().clamp(min=1e-6))  # a constant feature maps to 0, not 0/0
+
+
+class ImageNorm(nn.Module):
+    """Standardise the columns that are no pixels, and scale those that are; takes uint8 as well.
+
+    Running means of pixels would be tens of thousands of numbers to no use.
+
+    Args:
+        scale: what a column is multiplied by, [size]: 1 / 255 for a pixel of a whole number.
+        vectors: which columns are no pixels, [n].
+        standardize: these by running statistics.
+    """
+
+    count: Tensor
+    scale: Tensor
+    vectors: Tensor
+
+    def __init__(self, scale: Tensor, vectors: Tensor, standardize: bool) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("vectors", vectors, persistent=False)
+        self.running = RunningNorm(len(vectors)) if standardize and len(vectors) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[*, size] -> [*, size], in floats."""
+        x = x * self.scale
+        if self.running is None:
+            return x
+        return x.index_copy(-1, self.vectors, self.running(x[..., self.vectors]))
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Merge the statistics of the batches [B, size] of all processes into the running ones."""
+        self.count += len(x)
+        if self.running is not None:
+            self.running.update(x[..., self.vectors])

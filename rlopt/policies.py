@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from gymnasium import spaces
@@ -13,61 +13,13 @@ from torch.distributions import Distribution
 from rlopt import check
 from rlopt.action_spaces import make_head
 from rlopt.distributions import MASKED
-from rlopt.linalg import PASS_ROWS
-from rlopt.masks import mask_size
-from rlopt.normalize import RunningNorm
-from rlopt.types import as_float
-
-ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
+from rlopt.masks import mask_size, unmasked
+from rlopt.networks import FourierFeatures, cnn, floats, in_passes, mlp, pass_rows
+from rlopt.observations import entries, images, make_normalizer
 
 
-class Perceptron(nn.Sequential):
-    """Layers applied to a few thousand rows at a time: half the time on large batches."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """[*, d] -> [*, k]."""
-        rows = input.reshape(-1, input.shape[-1])
-        if torch.compiler.is_compiling() or len(rows) <= PASS_ROWS:  # one program for any batch
-            return super().forward(input)
-        output = torch.cat([super(Perceptron, self).forward(x) for x in rows.split(PASS_ROWS)])
-        return output.view(*input.shape[:-1], -1)
-
-
-def mlp(
-    sizes: Sequence[int], activation: str, output_gain: float, orthogonal_init: bool
-) -> Perceptron:
-    """A fully connected network; biases start at 0.
-
-    Args:
-        sizes: widths from the input to the output; two of them make a linear map.
-        activation: a key of `ACTIVATIONS`.
-        output_gain: small for a policy, which then starts near uniform; 1 for a value.
-        orthogonal_init: orthogonal weights of gain sqrt 2, of `output_gain` in the last layer; else
-            those that `nn.Linear` draws, uniform on +- 1 / sqrt(width), times `output_gain` there.
-
-    Source: Andrychowicz et al. 2021, "What matters for on-policy deep actor-critic methods?",
-    section 3.2.
-    """
-    check.one_of(list(ACTIVATIONS), activation=activation)
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise(sizes):
-        layer = nn.Linear(fan_in, fan_out)
-        if orthogonal_init:
-            nn.init.orthogonal_(layer.weight, 2**0.5)
-        nn.init.zeros_(layer.bias)
-        layers += [layer, ACTIVATIONS[activation]()]
-    network = Perceptron(*layers[:-1])
-    last = network[-1]
-    assert isinstance(last, nn.Linear)
-    if orthogonal_init:
-        nn.init.orthogonal_(last.weight, output_gain)
-    else:
-        last.weight.data.mul_(output_gain)
-    return network
-
-
-class MLPPolicy(nn.Module):
-    """A perceptron and the head of the action space; without hidden layers, linear.
+class NetworkPolicy(nn.Module):
+    """A normaliser, any network, and the head of the action space.
 
     An action mask at the end of the observation goes past the normaliser and the network to the
     logits of the actions that it forbids.
@@ -75,12 +27,11 @@ class MLPPolicy(nn.Module):
     Args:
         observation_space: Box of shape [d].
         action_space: Discrete, MultiDiscrete, MultiBinary, Box, or Tuple or Dict of them.
-        hidden_sizes: widths of the hidden layers.
-        activation: `tanh`, `relu`, `elu` or `silu`.
+        network: makes the network from the observation space, without the mask, and the number of
+            outputs k: an `nn.Module` from rows [B, d] to [B, k]. In its rows pixels of whole
+            numbers are scaled to 0..1, all else is standardised, if `normalize_obs`.
         distribution: of Box actions, a key of `action_spaces.BOX_HEADS`.
         log_std_init: initial log std of a Gaussian, in units of half the action range.
-        output_gain: gain of the last layer.
-        orthogonal_init: orthogonal initial weights in place of `nn.Linear`'s.
         normalize_obs: standardise observations by running statistics.
 
     Raises:
@@ -91,35 +42,42 @@ class MLPPolicy(nn.Module):
         self,
         observation_space: spaces.Space,
         action_space: spaces.Space,
+        network: Callable[[spaces.Space, int], nn.Module],
         *,
-        hidden_sizes: Sequence[int],
-        activation: str,
         distribution: str,
         log_std_init: float,
-        output_gain: float,
-        orthogonal_init: bool,
         normalize_obs: bool,
     ) -> None:
         super().__init__()
-        check.sizes(hidden_sizes=hidden_sizes)
-        check.positive(output_gain=output_gain)
-        check.flag(orthogonal_init=orthogonal_init, normalize_obs=normalize_obs)
+        check.flag(normalize_obs=normalize_obs)
         if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
             raise ValueError(f"needs flat Box observations, got {observation_space}")
         self.mask_size = mask_size(observation_space)
-        obs_size = observation_space.shape[0] - self.mask_size
+        space = unmasked(observation_space)
+        self.images = images(space)
+        self.pass_rows = pass_rows(entries(space))
         self.head = make_head(action_space, distribution, log_std_init)
-        self.normalizer = RunningNorm(obs_size) if normalize_obs else None
-        sizes = [obs_size, *hidden_sizes, self.head.num_outputs]
-        self.network = mlp(sizes, activation, output_gain, orthogonal_init)
+        self.normalizer = make_normalizer(entries(space), normalize_obs)
+        self.network = network(space, self.head.num_outputs)
+        self._refuse_misfit(spaces.flatdim(space))
+
+    @torch.no_grad()
+    def _refuse_misfit(self, size: int) -> None:
+        """See to it that a network, which may be the user's own, gives what the head takes."""
+        if not isinstance(self.network, nn.Module):
+            kind = type(self.network).__name__
+            raise ValueError(f"network must be an nn.Module, got an object of {kind}")
+        output, due = self.network(self._input(torch.zeros(1, size))), (1, self.head.num_outputs)
+        if output.shape != due:
+            found = list(output.shape)
+            raise ValueError(f"network must map [1, {size}] to {list(due)}, got {found}")
 
     def dist_params(self, obs: Tensor) -> Tensor:
         """Observations [B, d] to the parameters of the distribution [B, k]."""
-        if self.mask_size:
-            obs, mask = obs.tensor_split([-self.mask_size], dim=-1)
-        x = as_float(obs) if self.normalizer is None else self.normalizer(obs)
-        params = self.head(self.network(x))
-        return params.masked_fill(mask == 0, MASKED) if self.mask_size else params
+        features, mask = self._split(obs)
+        output = in_passes(lambda x: self.network(self._input(x)), features, self.pass_rows)
+        params = self.head(output)
+        return params if mask is None else params.masked_fill(mask == 0, MASKED)
 
     def dist(self, params: Tensor) -> Distribution:
         """Parameters [B, k] to the distribution."""
@@ -132,4 +90,182 @@ class MLPPolicy(nn.Module):
     def update_statistics(self, obs: Tensor) -> None:
         """Take observations [B, d] into the normaliser; moves the policy: after updates only."""
         if self.normalizer is not None:
-            self.normalizer.update(obs[..., : obs.shape[-1] - self.mask_size])
+            self.normalizer.update(self._split(obs)[0])
+
+    @property
+    def num_features(self) -> int:
+        """Of `features`.
+
+        Raises:
+            ValueError: the network has no last layer that is linear.
+        """
+        layers = list(self.network.children())
+        if not isinstance(self.network, nn.Sequential) or not isinstance(layers[-1], nn.Linear):
+            kind = type(self.network).__name__
+            raise ValueError(
+                "baseline=trunk needs a policy.network that is an nn.Sequential and ends in an "
+                f"nn.Linear, got {kind}"
+            )
+        return layers[-1].in_features
+
+    def features(self, obs: Tensor) -> Tensor:
+        """Observations [.., d] to what goes into the network's last layer [.., num_features]."""
+
+        def trunk(x: Tensor) -> Tensor:
+            x = self._input(x)
+            for layer in list(self.network.children())[:-1]:
+                x = layer(x)
+            return x
+
+        return in_passes(trunk, self._split(obs)[0], self.pass_rows)
+
+    def _split(self, obs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Observations without their masks, and these."""
+        if not self.mask_size:
+            return obs, None
+        features, mask = obs.tensor_split([-self.mask_size], dim=-1)
+        return features, mask
+
+    def _input(self, x: Tensor) -> Tensor:
+        """The network's input, in floats."""
+        return floats(x) if self.normalizer is None else self.normalizer(x)
+
+
+class MLPPolicy(NetworkPolicy):
+    """A perceptron; without hidden layers, linear.
+
+    Args:
+        observation_space: as of `NetworkPolicy`.
+        action_space: as of `NetworkPolicy`.
+        hidden_sizes: widths of the hidden layers.
+        activation: `tanh`, `relu`, `elu` or `silu`.
+        output_gain: gain of the last layer.
+        orthogonal_init: orthogonal initial weights in place of `nn.Linear`'s.
+        settings: `distribution`, `log_std_init` and `normalize_obs` of `NetworkPolicy`.
+    """
+
+    network: nn.Sequential
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        hidden_sizes: Sequence[int],
+        activation: str,
+        output_gain: float,
+        orthogonal_init: bool,
+        **settings: Any,
+    ) -> None:
+        check.sizes(hidden_sizes=hidden_sizes)
+        check.positive(output_gain=output_gain)
+        check.flag(orthogonal_init=orthogonal_init)
+
+        def network(space: spaces.Space, num_outputs: int) -> nn.Module:
+            sizes = [spaces.flatdim(space), *hidden_sizes, num_outputs]
+            return mlp(sizes, activation, output_gain, orthogonal_init)
+
+        super().__init__(observation_space, action_space, network, **settings)
+
+
+class FourierPolicy(NetworkPolicy):
+    """Linear in random Fourier features, of which it learns nothing but the linear map.
+
+    Args:
+        observation_space: as of `NetworkPolicy`.
+        action_space: as of `NetworkPolicy`.
+        num_features: how many features.
+        bandwidth: the scale of their input, in units of sqrt(2 d).
+        output_gain: gain of the linear map, at first orthogonal.
+        settings: `distribution`, `log_std_init` and `normalize_obs` of `NetworkPolicy`.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        num_features: int,
+        bandwidth: float,
+        output_gain: float,
+        **settings: Any,
+    ) -> None:
+        check.positive(output_gain=output_gain)
+
+        def network(space: spaces.Space, num_outputs: int) -> nn.Module:
+            features = FourierFeatures(spaces.flatdim(space), num_features, bandwidth)
+            linear = mlp([num_features, num_outputs], "tanh", output_gain, orthogonal_init=True)
+            return nn.Sequential(features, *linear)
+
+        super().__init__(observation_space, action_space, network, **settings)
+
+
+class CNNPolicy(NetworkPolicy):
+    """Convolutions for each image of the observation, then a perceptron.
+
+    Args:
+        observation_space: as of `NetworkPolicy`, with an image among its entries.
+        action_space: as of `NetworkPolicy`.
+        convolutions: `nature` (Mnih et al. 2015) or `impala` (Espeholt et al. 2018).
+        channels: of each convolution or block, or None for the paper's.
+        vector_sizes: widths of a perceptron for the entries that are no images.
+        hidden_sizes: widths of the hidden layers behind them all.
+        activation: `tanh`, `relu`, `elu` or `silu`.
+        output_gain: gain of the last layer.
+        orthogonal_init: orthogonal initial weights in place of torch's.
+        settings: `distribution`, `log_std_init` and `normalize_obs` of `NetworkPolicy`.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        convolutions: str,
+        channels: Sequence[int] | None,
+        vector_sizes: Sequence[int],
+        hidden_sizes: Sequence[int],
+        activation: str,
+        output_gain: float,
+        orthogonal_init: bool,
+        **settings: Any,
+    ) -> None:
+        check.sizes(hidden_sizes=hidden_sizes)
+        check.positive(output_gain=output_gain)
+        check.flag(orthogonal_init=orthogonal_init)
+
+        def network(space: spaces.Space, num_outputs: int) -> nn.Module:
+            return cnn(
+                entries(space),
+                num_outputs,
+                convolutions=convolutions,
+                channels=channels,
+                vector_sizes=vector_sizes,
+                hidden_sizes=hidden_sizes,
+                activation=activation,
+                output_gain=output_gain,
+                orthogonal_init=orthogonal_init,
+            )
+
+        super().__init__(observation_space, action_space, network, **settings)
+
+
+class CustomPolicy(NetworkPolicy):
+    """A network of the user's own.
+
+    Args:
+        observation_space: as of `NetworkPolicy`.
+        action_space: as of `NetworkPolicy`.
+        network: as of `NetworkPolicy`: a class, its keywords bound.
+        settings: `distribution`, `log_std_init` and `normalize_obs` of `NetworkPolicy`.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        network: Callable[[spaces.Space, int], nn.Module],
+        **settings: Any,
+    ) -> None:
+        super().__init__(observation_space, action_space, network, **settings)

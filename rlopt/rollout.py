@@ -17,7 +17,14 @@ from rlopt import check, env_state, faults
 from rlopt.action_spaces import env_action
 from rlopt.distributed import share
 from rlopt.envs import derive_seed
-from rlopt.types import NonFiniteError, Policy, Rollout, float_tensor, obs_tensor
+from rlopt.types import (
+    NonFiniteError,
+    Policy,
+    RecurrentPolicy,
+    Rollout,
+    float_tensor,
+    obs_tensor,
+)
 
 Choose = Callable[[Distribution], Tensor]
 
@@ -37,7 +44,10 @@ class EndlessEpisodeError(ValueError):
 
 
 class Recorder:
-    """Steps a vector environment and keeps rows; knows NEXT_STEP autoreset and episode steps."""
+    """Steps a vector environment and keeps rows; knows NEXT_STEP autoreset and episode steps.
+
+    A recurrent policy's state is carried from step to step, and is 0 where an episode starts.
+    """
 
     def __init__(self, env: VectorEnv, device: torch.device | str, choose: Choose) -> None:
         self.env = env
@@ -52,6 +62,7 @@ class Recorder:
         self.step_index = np.zeros(N, dtype=np.int64)
         self.autoreset = np.zeros(N, dtype=bool)  # the next row only resets this environment
         self.episode_return = np.zeros(N)
+        self.state: Tensor | None = None  # [N, H] of a recurrent policy, before `obs`
         self.needs_reset = False
         for i in np.flatnonzero(~np.isfinite(self.obs).reshape(N, -1).all(-1)):
             message = f"environment {i} gave a non-finite observation at step 0 of its episode"
@@ -62,18 +73,32 @@ class Recorder:
         if self.needs_reset:
             return None
         own = (self.obs, self.step_index, self.autoreset, self.episode_return)
-        return env_state.capture_known({"env": self.env, "own": own})
+        memory = None if self.state is None else self.state.cpu().numpy()
+        return env_state.capture_known({"env": self.env, "own": own, "memory": memory})
 
     def load_state_dict(self, state: Any) -> None:
         """The reverse of `state_dict`, for a recorder that was reset."""
-        own = env_state.restore(state, {"env": self.env})["own"]
-        self.obs, self.step_index, self.autoreset, self.episode_return = own
+        restored = env_state.restore(state, {"env": self.env})
+        self.obs, self.step_index, self.autoreset, self.episode_return = restored["own"]
+        if restored.get("memory") is not None:
+            self.state = float_tensor(restored["memory"], self.device)
 
     @torch.inference_mode()
     def _act(self, policy: Policy) -> tuple[NDArray, Any]:
         """Actions as sampled, and as the environment takes them."""
-        action = self.choose(policy(obs_tensor(self.obs, self.device))).cpu().numpy()
+        if self.state is None:
+            dist = policy(obs_tensor(self.obs, self.device))
+        else:
+            dist = self._advance(policy, float_tensor(self.obs, self.device), self.state)
+        action = self.choose(dist).cpu().numpy()
         return action, env_action(self.env.single_action_space, action)
+
+    def _advance(self, policy: Any, obs: Tensor, state: Tensor) -> Distribution:
+        dist, new = policy.advance(obs, state)
+        self.state = new
+        if self.autoreset.any():  # the next observation is an episode's first
+            self.state = new * float_tensor(~self.autoreset, self.device)[:, None]
+        return dist
 
     def record(
         self,
@@ -91,6 +116,10 @@ class Recorder:
         returns: list[float] = []
         lengths: list[int] = []
         remaining = None if quota is None else quota.copy()
+        if isinstance(policy, RecurrentPolicy) and self.state is None:
+            zeros = np.zeros((self.env.num_envs, policy.state_size))
+            self.state = float_tensor(zeros, self.device)
+        states = [self.state]
         while len(rows) < num_rows and (remaining is None or remaining.any()):
             action, env_action = self._act(policy)
             next_obs, reward, terminated, truncated = faults.step(self.env, env_action)
@@ -109,6 +138,7 @@ class Recorder:
 
             self.obs = next_obs
             obs.append(self.obs)
+            states.append(self.state)
             steps.append(self.step_index)
             actions.append(action)
             rows.append((reward, terminated, truncated, valid))
@@ -124,7 +154,7 @@ class Recorder:
         reward, terminated, truncated, valid = map(np.stack, zip(*rows, strict=True))
         to_device = partial(torch.as_tensor, device=self.device)
         rollout = Rollout(
-            obs=obs_tensor(np.stack(obs), self.device),
+            obs=_with_states(obs_tensor(np.stack(obs), self.device), states),
             action=to_device(np.stack(actions)),
             reward=float_tensor(np.where(valid, reward, 0.0), self.device),
             terminated=to_device(terminated),
@@ -136,6 +166,11 @@ class Recorder:
         )
         _check_finite(rollout)
         return rollout
+
+
+def _with_states(obs: Tensor, states: list[Any]) -> Tensor:
+    """Observations [T+1, N, d] with the states [N, H] before them behind, where there are any."""
+    return obs if states[0] is None else torch.cat([obs, torch.stack(states)], dim=-1)
 
 
 def _check_finite(rollout: Rollout) -> None:

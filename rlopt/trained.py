@@ -15,19 +15,24 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.distributions import Distribution
 
 from rlopt import check, checkpoint
 from rlopt.action_spaces import env_action
 from rlopt.config import ConfigError, env_settings, make_env, make_policy, one_line, read_config
 from rlopt.envs import make_single_env
 from rlopt.masks import mask_last, mask_size
+from rlopt.networks import floats
 from rlopt.rollout import mode, sample
-from rlopt.types import obs_tensor
+from rlopt.types import RecurrentPolicy, obs_tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainedPolicy:
     """Observation in, action for `env.step` out.
+
+    A recurrent policy remembers the observations since `reset`: call that before every episode.
 
     Attributes:
         module: the policy itself: `module(obs)` is the distribution at flat observations [B, d].
@@ -39,6 +44,8 @@ class TrainedPolicy:
         mask_size: entries of the action mask, or 0.
         make_env: makes one environment as the policy knows it, of the run's kwargs, time limit and
             wrappers; with `render_mode="rgb_array"` one that can be drawn.
+        state: [B, H] of a recurrent policy, of as many environments as the first batch had; None
+            before it.
     """
 
     module: Any
@@ -49,6 +56,18 @@ class TrainedPolicy:
     device: str
     mask_size: int
     make_env: Callable[..., gym.Env]
+    state: Tensor | None = None
+
+    def reset(self, where: Any = None) -> None:
+        """Forget the episodes so far: all, or those of a batch for which `where` [B] is True.
+
+        Policies without memory have nothing to forget.
+        """
+        if where is None:
+            self.state = None
+        elif self.state is not None:
+            ended = torch.as_tensor(where, dtype=torch.bool, device=self.device)
+            self.state = self.state.masked_fill(ended[:, None], 0.0)
 
     @torch.inference_mode()
     def __call__(self, obs: Any, *, deterministic: bool = True, action_mask: Any = None) -> Any:
@@ -61,7 +80,8 @@ class TrainedPolicy:
             action_mask: `info["action_mask"]`, where the policy was trained with it.
 
         Raises:
-            ValueError: an observation that does not fit the space, or no mask that fits.
+            ValueError: an observation that does not fit the space, no mask that fits, or a batch of
+                another size since `reset`, under a recurrent policy.
         """
         try:
             shape = batch_shape(self.observation_space, obs)
@@ -74,10 +94,22 @@ class TrainedPolicy:
         if self.mask_size:
             masks = None if action_mask is None else np.reshape(action_mask, (len(flat), -1))
             flat = mask_last(self.observation_space, flat, self.mask_size, masks)
-        dist = self.module(obs_tensor(flat, self.device))
+        dist = self._distribution(obs_tensor(flat, self.device))
         chosen = mode(dist) if deterministic else sample(dist)
         action = env_action(self.action_space, chosen.cpu().numpy())
         return action if shape else next(iter(iterate(batch_space(self.action_space, 1), action)))
+
+    def _distribution(self, obs: Tensor) -> Distribution:
+        if not isinstance(self.module, RecurrentPolicy):
+            return self.module(obs)
+        obs = floats(obs)
+        if self.state is None:
+            self.state = obs.new_zeros(len(obs), self.module.state_size)
+        if len(self.state) != len(obs):
+            since = f"{len(self.state)} environments since the last reset()"
+            raise ValueError(f"obs of {len(obs)} environments after those of {since}")
+        dist, self.state = self.module.advance(obs, self.state)
+        return dist
 
 
 def batch_shape(space: spaces.Space, obs: Any) -> tuple[int, ...]:

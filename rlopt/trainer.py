@@ -26,7 +26,15 @@ from rlopt.distributed import gather_list, rank, total_count, total_mean
 from rlopt.evaluate import Evaluation
 from rlopt.logger import Logger, NoLogger
 from rlopt.schedule import Schedule
-from rlopt.types import Baseline, Batch, NonFiniteError, Policy, Rollout, UpdateRule
+from rlopt.types import (
+    Baseline,
+    Batch,
+    NonFiniteError,
+    Policy,
+    RecurrentPolicy,
+    Rollout,
+    UpdateRule,
+)
 
 Metrics = dict[str, float]
 EPISODE_WINDOW = 100
@@ -214,8 +222,11 @@ class Trainer:
         if self.settings.average_over == "trajectories":
             horizon = total_count(rollout.num_steps) / total_count(rollout.num_trajectories)
         obs, action = rollout.flatten(rollout.obs[:-1]), rollout.flatten(rollout.action)
-        advantage = rollout.flatten(advantage)
-        return Batch(obs, action, advantage, horizon, self.settings.chunk_size)
+        advantage, starts = rollout.flatten(advantage), None
+        if isinstance(self.policy, RecurrentPolicy):
+            starts = rollout.flatten(rollout.starts)
+            obs = torch.cat([obs, starts[:, None].to(obs)], dim=-1)
+        return Batch(obs, action, advantage, horizon, self.settings.chunk_size, starts)
 
     def _update(self, batch: Batch) -> Metrics:
         """One step of the rule; KL, entropy and surrogate are measured alike for every rule."""

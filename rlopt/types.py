@@ -6,16 +6,17 @@ vector.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from rlopt.distributed import total, total_count
+from rlopt.distributed import gather_list, total, total_count
 from rlopt.linalg import PASS_ROWS, sum_gradient
 
 
@@ -39,7 +40,8 @@ class Rollout:
     transition. For every valid row `obs[t + 1]` is the true successor of `obs[t]`.
 
     Attributes:
-        obs: [T+1, N, *]; uint8 where the environment's observations are, else floats.
+        obs: [T+1, N, *]; uint8 where the environment's observations are, else floats. Under a
+            recurrent policy floats [T+1, N, d + H], its state before the observation behind it.
         action: [T, N, *], as sampled (the environment may have received a clipped copy).
         reward: [T, N], 0 on invalid rows.
         terminated: [T, N] bool, the successor's value is 0.
@@ -70,27 +72,36 @@ class Rollout:
         return x.transpose(0, 1)[self.valid.T]
 
     @property
-    def num_trajectories(self) -> int:
-        """Number of trajectories, M: runs of valid rows, whole episodes or parts of one."""
+    def starts(self) -> Tensor:
+        """[T, N] bool, first rows of trajectories: runs of valid rows, whole episodes or parts."""
         starts = self.valid.clone()
         starts[1:] &= ~self.valid[:-1]
-        return int(starts.sum())
+        return starts
+
+    @property
+    def num_trajectories(self) -> int:
+        """Number of trajectories, M."""
+        return int(self.starts.sum())
 
 
 @dataclass(frozen=True)
 class Batch:
     """The valid transitions of a rollout, one environment after the other.
 
-    Of several processes each holds the transitions of its own environments.
+    Of several processes each holds the transitions of its own environments. The rows of a sequence
+    belong together, in their order; what divides a batch (`chunks`, `halves`, `every`, `subsample`,
+    `minibatches`) divides it into units that stay whole: sequences where there are any, else rows.
 
     Attributes:
-        obs: [B, *].
+        obs: [B, *]; for a recurrent policy [B, d + H + 1], `starts` as its last column.
         action: [B, *].
         advantage: [B].
         horizon: what a mean over steps is multiplied by to give the expectation that is wanted:
             1 for the mean over steps, B / M for the lecture's sum over a trajectory's steps,
             averaged over M trajectories.
         chunk_size: transitions whose graph is in memory at a time, or None for all of them.
+        starts: [B] bool, where each sequence begins, the first row among them; None where every row
+            is a unit, as for policies without memory.
     """
 
     obs: Tensor
@@ -98,19 +109,77 @@ class Batch:
     advantage: Tensor
     horizon: float = 1.0
     chunk_size: int | None = None
+    starts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.advantage)
 
     def __getitem__(self, index: Tensor | slice) -> Batch:
         return replace(
-            self, obs=self.obs[index], action=self.action[index], advantage=self.advantage[index]
+            self,
+            obs=self.obs[index],
+            action=self.action[index],
+            advantage=self.advantage[index],
+            starts=None if self.starts is None else self.starts[index],
         )
 
+    @cached_property
+    def _sequences(self) -> list[Tensor]:
+        """The rows of each sequence."""
+        assert self.starts is not None
+        rows = torch.arange(len(self), device=self.starts.device)
+        return [part for part in rows.tensor_split(self.starts.nonzero()[:, 0].cpu()) if len(part)]
+
+    @property
+    def num_units(self) -> int:
+        """Sequences of this process, or rows where there are none."""
+        return len(self) if self.starts is None else len(self._sequences)
+
+    def rows(self, units: Tensor | slice) -> Tensor | slice:
+        """The rows of the units of these numbers, in their order."""
+        if self.starts is None:
+            return units
+        numbers = range(self.num_units)[units] if isinstance(units, slice) else units.tolist()
+        nothing = torch.arange(0, device=self.starts.device)
+        return torch.cat([nothing, *(self._sequences[i] for i in numbers)])
+
     def chunks(self) -> list[Batch]:
-        """The batch in parts that are passed through a network one at a time; at least one."""
-        size = self.chunk_size or PASS_ROWS
-        return [self[i : i + size] for i in range(0, max(len(self), 1), size)]
+        """Parts that are passed through a network one at a time; at least one."""
+        units = self.chunk_size or PASS_ROWS
+        if self.starts is not None:  # their steps follow each other: best all at once
+            longest = max(map(len, self._sequences), default=1)
+            units = max(1, self.chunk_size // longest if self.chunk_size else self.num_units)
+        starts = range(0, max(self.num_units, 1), units)
+        return [self[self.rows(slice(i, i + units))] for i in starts]
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """The first half of the units and the second."""
+        middle = self.num_units // 2
+        return self[self.rows(slice(middle))], self[self.rows(slice(middle, None))]
+
+    def every(self, n: int) -> Batch:
+        """Every n-th unit."""
+        return self[self.rows(slice(None, None, n))]
+
+    def subsample(self, size: int) -> Batch:
+        """Random units, about `size` transitions of all processes; the batch itself if smaller."""
+        if size >= self.count:
+            return self
+        units = max(1, round(size / self.count * self.num_units))
+        chosen = torch.randperm(self.num_units)[:units]
+        return self[self.rows(chosen.to(self.obs.device))]
+
+    def minibatches(self, size: int) -> list[Tensor | slice]:
+        """Rows of a pass over the batch in random order, split evenly.
+
+        At most `size` transitions of all processes each; of sequences about as many, and at least
+        one sequence.
+        """
+        parts = math.ceil(self.count / size)
+        if self.starts is not None:  # none may be empty in all processes
+            parts = min(parts, max(gather_list([self.num_units])))
+        order = torch.randperm(self.num_units).to(self.obs.device)
+        return [self.rows(units) for units in order.tensor_split(parts)]
 
     @cached_property
     def count(self) -> int:
@@ -169,6 +238,21 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class RecurrentPolicy(Policy, Protocol):
+    """A policy with a memory: a state [H] of what was seen before, 0 at an episode's start.
+
+    Its rows [B, d + H + 1] are observation, state before it, and 1 where a sequence begins. Of the
+    states it takes those at the beginnings and makes the others anew.
+    """
+
+    state_size: int
+
+    def advance(self, obs: Tensor, state: Tensor) -> tuple[Distribution, Tensor]:
+        """One step: observations [N, d] and states [N, H] to distribution and next states."""
+        ...
+
+
 class Baseline(Protocol):
     """A regression of the return on observation, which may be uint8, and step."""
 
@@ -214,8 +298,3 @@ def obs_tensor(x: Any, device: torch.device | str) -> Tensor:
     """An array of observations as a tensor: bytes stay bytes, a quarter of the floats' memory."""
     is_bytes = x.dtype == "uint8"
     return torch.as_tensor(x, device=device) if is_bytes else float_tensor(x, device)
-
-
-def as_float(obs: Tensor) -> Tensor:
-    """Observations as floats: bytes in torch's default float type."""
-    return obs if obs.is_floating_point() else obs.to(torch.get_default_dtype())

@@ -99,6 +99,8 @@ def unknown_key(key: str) -> str:
         return f"{key} is set here for the first time: write +{key}=..."
     section = key.split(".")[0] + "."
     keys = [k for k in known_keys() if "._" not in k]
+    if key.startswith("policy.network.") and "policy.network" in keys:
+        return f"{key} is set here for the first time: write +{key}=..."
     inside = [k for k in keys if k.startswith(section)] if "." in key else []
     if "." in key and not inside and section[:-1] in keys:
         return f"{key} is no setting: {section[:-1]} has none here"

@@ -38,6 +38,7 @@ from rlopt.compare import (
 )
 from rlopt.config import Config, ConfigError, make, make_env, make_trainer, one_line, read_config
 from rlopt.envs import derive_seed
+from rlopt.types import RecurrentPolicy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,6 +152,8 @@ def run(cfg: DictConfig) -> tuple[str, list[Row]]:
     seed = derive_seed(cfg.seed, STREAM)
     sampled_returns = functools.partial(episode_returns, env=fresh_env(cfg), seed=seed)
     mdp = transition_table(cfg.env.id, cfg.env.kwargs, cfg.env.max_episode_steps)
+    if isinstance(policy, RecurrentPolicy):
+        mdp = None  # it acts on histories, of which there is no table
     exact = functools.partial(exact_return, mdp) if mdp is not None else None
     steps = {name: step_of(rule, policy, batch, seed) for name, rule in rules.items()}
     rows = compare(policy, batch, steps, list(cfg.kls), sampled_returns, exact)

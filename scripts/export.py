@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 import cli
 from rlopt.config import ConfigError, make_env, one_line
-from rlopt.export import Greedy, export, has_onnx
+from rlopt.export import INPUTS, Greedy, export, has_onnx, inputs_like
 from rlopt.trained import load_policy, read_run
 from rlopt.types import obs_tensor
 
@@ -29,10 +29,13 @@ def main(cfg: DictConfig) -> None:
             written = export(Greedy(policy, env.single_action_space), obs, folder)
         except ValueError as error:
             raise ConfigError(one_line(error)) from error
-        size = ", ".join(map(str, obs.shape[1:]))
+        names = zip(INPUTS, inputs_like(policy, obs), strict=False)
+        inputs = " and ".join(
+            f"{name} [B, {', '.join(map(str, x.shape[1:]))}]" for name, x in names
+        )
         print(
             f"wrote {' and '.join(map(str, written))}: {cfg.checkpoint}.pt at "
-            f"{state['env_steps']} steps, obs [B, {size}] to actions, which are within "
+            f"{state['env_steps']} steps, {inputs} to actions, which are within "
             f"{max(written.values()):.1g} of the policy's"
             + ("" if has_onnx() else "; ONNX needs: pip install -e '.[onnx]'")
         )

@@ -32,7 +32,7 @@ import resuming
 import rlopt
 import sweep
 from rlopt import checkpoint, distributed
-from rlopt.config import Config, ConfigError, make_trainer, one_line, remarks
+from rlopt.config import Config, ConfigError, make_trainer, one_line, remarks, remarks_on_images
 from rlopt.evaluate import Evaluation
 from rlopt.folder import claimed, is_empty
 from rlopt.trainer import Trainer
@@ -84,7 +84,7 @@ def make_and_run(cfg: DictConfig, overrides: list[str], folder: Path) -> float:
     log.info("%s on %s, seed %d, tuned settings: %s", algo, where, cfg.seed, tuned or "none")
     log.info("writing %s", folder)
     keys = [o.lstrip("+~").split("=")[0].removeprefix("schedule.") for o in overrides]
-    for remark in remarks(cfg, keys):
+    for remark in [*remarks(cfg, keys), *remarks_on_images(trainer.policy)]:
         log.info("note: %s", remark)
     why_inexact = trainer.rollout.why_inexact()
     if why_inexact:

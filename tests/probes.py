@@ -212,11 +212,11 @@ class Match(gym.Env):
         return self.context, {"action_mask": self.allowed} if self.mask else {}
 
 
-class Image(gym.Env):
-    """Four images of bytes an episode; the best action is 1 where the first byte is large."""
+class Bytes(gym.Env):
+    """Four rows of bytes an episode; the best action is 1 where the first byte is large."""
 
     def __init__(self):
-        self.observation_space = spaces.Box(0, 255, (3, 4, 4), np.uint8)
+        self.observation_space = spaces.Box(0, 255, (48,), np.uint8)
         self.action_space = TWO_ACTIONS
 
     def reset(self, *, seed=None, options=None):
@@ -225,13 +225,86 @@ class Image(gym.Env):
         return self._draw(), {}
 
     def step(self, action):
-        reward = float((self.obs[0, 0, 0] > 127) == action)
+        reward = float((self.obs[0] > 127) == action)
         self.count += 1
         return self._draw(), reward, self.count == 4, False, {}
 
     def _draw(self):
-        self.obs = self.np_random.integers(0, 256, (3, 4, 4), np.uint8)
+        self.obs = self.np_random.integers(0, 256, 48, np.uint8)
         return self.obs.copy()
+
+
+class Spot(gym.Env):
+    """Four images; the reward is 1 for telling on which side of the image the bright spot is.
+
+    With `signs` the observation is a Dict of the image and a number, and the reward is for telling
+    the number's sign too. With `mask` it holds an action mask that allows all.
+    """
+
+    def __init__(self, shape=(16, 16, 1), signs=False, mask=False):
+        self.shape, self.signs, self.mask = shape, signs, mask
+        self.action_space = spaces.MultiDiscrete([2, 2]) if signs else TWO_ACTIONS
+        self.observation_space = image = spaces.Box(0, 255, shape, np.uint8)
+        if signs or mask:
+            parts = {"image": image, "sign": UNIT_ACTIONS}
+            masks = {"action_mask": spaces.MultiBinary(4 if signs else 2)} if mask else {}
+            self.observation_space = spaces.Dict(parts | masks)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self._draw(), {}
+
+    def step(self, action):
+        right = (self.right, self.sign > 0) if self.signs else self.right
+        self.count += 1
+        return self._draw(), float(np.all(action == np.array(right))), False, self.count == 4, {}
+
+    def _draw(self):
+        self.right, self.sign = bool(self.np_random.integers(2)), self.np_random.uniform(-1, 1)
+        image = self.np_random.integers(0, 30, self.shape, np.uint8)
+        height, width = self.shape[:2]
+        row = self.np_random.integers(height - 3)
+        column = self.np_random.integers(width // 2 - 3) + self.right * width // 2
+        image[row : row + 3, column : column + 3] = 255
+        if not isinstance(self.observation_space, spaces.Dict):
+            return image
+        masks = {"action_mask": np.ones(4 if self.signs else 2, np.int8)} if self.mask else {}
+        return {"image": image, "sign": np.float32([self.sign]), **masks}
+
+
+class TMaze(gym.Env):
+    """A corridor of `length` steps: a sign at its start, -1 or 1, says where to turn at its end.
+
+    The observation is [sign, at the end]; the reward 1 for the turn that the sign named, else -1.
+    At the end a policy without memory sees [0, 1] whatever the sign was: its return is 0 at best.
+    """
+
+    def __init__(self, length=5):
+        self.observation_space, self.action_space = spaces.Box(-1, 1, (2,)), TWO_ACTIONS
+        self.length = length
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count, self.sign = 0, int(self.np_random.choice([-1, 1]))
+        return np.array([self.sign, 0], np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        done = self.count == self.length
+        reward = float(self.sign * (2 * action - 1)) if done else 0.0
+        return np.array([0, self.count == self.length - 1], np.float32), reward, done, False, {}
+
+
+class Positions(gym.ObservationWrapper):
+    """CartPole without its velocities."""
+
+    def __init__(self):
+        super().__init__(gym.make("CartPole-v1"))
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+
+    def observation(self, obs):
+        return obs[[0, 2]]
 
 
 class OneStep(gym.Env):
@@ -297,7 +370,10 @@ class TwoSteps(OneStep):
 
 PROBES = [ConstantReward, RewardIsObservation, TwoSteps, RewardIsAction, RewardIsProduct]
 
-for env_class in (Counting, RandomLength, Echo, Faulty, WithSpaces, StrictSpaces, Match, Image):
+for env_class in (
+    Counting, RandomLength, Echo, Faulty, WithSpaces, StrictSpaces, Match, TMaze, Positions, Spot,
+    Bytes,
+):  # fmt: skip
     options = {"vector_entry_point": CountingVector} if env_class is Counting else {}
     gym.register(f"{env_class.__name__}-v0", entry_point=env_class, **options)
 MATCHES = {

@@ -120,7 +120,7 @@ def test_gauss_newton_step_is_the_damped_dense_solution(float64):
     before._rescale(target.mean(), target.std(unbiased=False))
     before.normalizer.update(obs)
     parameters = list(before.network.parameters())
-    v = before._standardized(before.normalizer(obs))
+    v = before._standardized(obs)
     J = torch.stack([flatten(torch.autograd.grad(x, parameters, retain_graph=True)) for x in v])
     A = J.T @ J / 60 + 0.3 * torch.eye(J.shape[1])
     d = torch.linalg.solve(A, J.T @ (y - v.detach()) / 60)

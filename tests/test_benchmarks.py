@@ -89,7 +89,7 @@ def test_the_report_takes_medians_of_ratios_turn_by_turn(tmp_path):
     text = (tmp_path / "performance.md").read_text()
     assert "| PPO, CartPole-v1, 8 x 256 | 200 | SB3 50 | 3.0 (2.0-4.0) | 1,000 | 20% | 80 |" in text
     assert "8 (7-9) %" in text
-    assert "Fisher" not in text
+    assert "## A Fisher product" not in text
     assert (tmp_path / "performance.png").stat().st_size > 0
 
 

@@ -13,9 +13,18 @@ from hydra.utils import get_method
 from omegaconf import MISSING, OmegaConf
 from probes import CONFIGS, WithSpaces
 
-from rlopt.config import GROUPS, Config, ConfigError, make_trainer, nearest, remarks, to_dict
+from rlopt.config import (
+    GROUPS,
+    Config,
+    ConfigError,
+    keyword_parameters,
+    make_trainer,
+    nearest,
+    remarks,
+    to_dict,
+)
 
-FROM_TOP_LEVEL = {"gamma"}
+GIVEN = {"gamma", "policy"}  # by the package
 gym.register(
     "TextActions-v0",
     entry_point=WithSpaces,
@@ -63,9 +72,9 @@ def schema_keys(schema):
 
 def assert_settings_are_parameters(cfg, group):
     target = get_method(cfg[group]["_target_"])
-    parameters = inspect.signature(target).parameters.values()
-    keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    assert set(cfg[group]) - {"_target_"} == keywords - FROM_TOP_LEVEL
+    keywords = keyword_parameters(target)
+    assert set(cfg[group]) - {"_target_"} == set(keywords) - GIVEN
+    parameters = [*inspect.signature(target).parameters.values(), *keywords.values()]
     assert all(p.default is p.empty for p in parameters)
 
 

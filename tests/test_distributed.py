@@ -15,6 +15,8 @@ import torch.distributed as dist
 from gymnasium import spaces
 from oracles import flat, make_batch, make_policy, make_rule
 from probes import compose_config
+from test_recurrent import make_batch as gru_batch
+from test_recurrent import make_gru
 
 from rlopt import distributed
 from rlopt.advantages import standardize
@@ -45,6 +47,7 @@ ITERATIONS = {
     "npg": ["average_over=trajectories", "algo.cg_iterations=4", FEW],
     "trpo": ["baseline.fit=optimizer", "baseline.minibatch_size=1000", "rollout=episodes"],
     "ppo": ["average_over=trajectories", "algo.minibatch_size=512", FEW],
+    "pg, recurrent": ["policy=gru", "policy.state_size=4", "baseline=linear"],
 }
 SMALL = [
     "~tuned",
@@ -57,7 +60,8 @@ SMALL = [
 
 
 def part_of(batch, mine):
-    return replace(batch, **{x: mine(getattr(batch, x)) for x in ("obs", "action", "advantage")})
+    tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return replace(batch, **{name: mine(x) for name, x in tensors.items() if torch.is_tensor(x)})
 
 
 def updated(name, kind, mine):
@@ -67,6 +71,17 @@ def updated(name, kind, mine):
     batch = part_of(make_batch(policy, size=40, horizon=3.0), mine)
     metrics = [list(rule.step(batch).values()) for _ in range(2)]
     return flat(policy), torch.tensor(metrics)
+
+
+def remembered(name, mine):
+    """The same of a recurrent policy, on sequences that both splits leave whole."""
+    policy = make_gru()
+    rule = make_rule(name, policy, **RULES[name])
+    batch = part_of(gru_batch(policy, lengths=[6, 7, 4, 3, 8, 5, 7]), mine)
+    audit = Audit(policy, batch)
+    metrics = [list(rule.step(batch).values()) for _ in range(2)]
+    gain = audit.metrics()["audit/predicted_gain"]
+    return flat(policy), torch.tensor(metrics), torch.tensor(gain)
 
 
 def fitted(baseline, mine):
@@ -139,6 +154,8 @@ CASES = {
     "normalizer": normalized,
     "audit": audited,
     "gradient steps": counted,
+    "trpo, recurrent": lambda mine: remembered("trpo", mine),
+    "ppo, recurrent": lambda mine: remembered("ppo", mine),
 } | {
     f"{name}, {kind}": lambda mine, name=name, kind=kind: updated(name, kind, mine)
     for name in RULES
@@ -153,7 +170,7 @@ def seeded(case, mine):
 
 def trained(algo, folder, *overrides, rollout=None, columns=slice(None)):
     """A trainer after training; with a `rollout` it takes these environments of it as its own."""
-    trainer = make_trainer(compose_config(*SMALL, f"algo={algo}", *overrides), folder)
+    trainer = make_trainer(compose_config(*SMALL, f"algo={algo.split(',')[0]}", *overrides), folder)
     collect, trainer.collected = trainer.rollout.collect, []
 
     def collect_or_take(policy):
@@ -237,7 +254,7 @@ def test_two_processes_compute_what_one_does_and_hold_the_same_bits(tmp_path):
         saved = torch.load(tmp_path / f"{algo}-run" / "checkpoints" / "last.pt")["policy"]
         assert all(torch.equal(saved[name], first["run", algo][f"policy.{name}"]) for name in saved)
         x, y = (results["obs", algo] for results in (first, second))
-        assert x.shape == y.shape == (129, 2, 4)
+        assert x.shape[:2] == y.shape[:2] == (129, 2)
         assert not (x[:, :, None] == y[:, None]).all(-1).any()  # their environments differ
         assert not torch.equal(first["noise", algo], second["noise", algo])
 

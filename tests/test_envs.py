@@ -269,7 +269,8 @@ def test_discrete_observations_become_one_hot(backend):
 OUR_ENVS = [
     "RandomLength",
     "Echo",
-    "Image",
+    "Bytes",
+    "Spot",
     *(f"Match{name}" for name in MATCHES),
     *(f"{c.__name__}" for c in PROBES),
 ]
@@ -288,7 +289,7 @@ PROMISES = [  # single environments pass Gymnasium's checker; it has none for ve
     ("Taxi-v4", "sync", True),
     ("MatchMaskKey-v0", "sync", False),
     ("MatchDict-v0", "sync", False),
-    ("Image-v0", "sync", False),
+    ("Spot-v0", "sync", False),
     pytest.param("CartPole-v1", "envpool", False, marks=needs_envpool),
     pytest.param("FrozenLake-v1", "envpool", False, marks=needs_envpool),
     pytest.param("HalfCheetah-v4", "envpool", False, marks=needs_envpool),

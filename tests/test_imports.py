@@ -91,7 +91,16 @@ def test_defaults_are_found():
 
 
 @pytest.mark.parametrize(
-    "name", [*ALGOS, "policies.py", "baselines.py", "rollout.py", "advantages.py"]
+    "name",
+    [
+        *ALGOS,
+        "policies.py",
+        "networks.py",
+        "baselines.py",
+        "least_squares.py",
+        "rollout.py",
+        "advantages.py",
+    ],
 )
 def test_numbers_live_in_the_configuration_only(name):
     assert list(with_defaults(FILES[name].read_text())) == []

@@ -16,7 +16,7 @@ from torch import nn
 
 from rlopt.fisher import fisher_operator
 from rlopt.linalg import dense
-from rlopt.policies import mlp
+from rlopt.networks import mlp
 
 pytestmark = pytest.mark.usefixtures("float64")
 

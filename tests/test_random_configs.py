@@ -23,6 +23,8 @@ SMALL = {  # what every draw starts from: small enough for hundreds of them
     "eval.episodes": 2,
     "eval.final_episodes": 2,
     "policy.hidden_sizes": [4],
+    "policy.num_features": 8,
+    "policy.state_size": 4,
     "baseline.hidden_sizes": [4],
     "rollout.num_steps": 8,
     "rollout.episodes": 4,
@@ -72,12 +74,15 @@ VALID = {
     "algo.optimizer.lr": [0, 1e-3, 1.0, 1e6],
     "algo.optimizer._target_": ["torch.optim.SGD", "torch.optim.AdamW", "torch.optim.RMSprop"],
     "policy.hidden_sizes": [[], [1], [4, 4]],
+    "policy.state_size": [1, 4],
     "policy.orthogonal_init": YES_NO,
     "policy.activation": ["tanh", "relu", "elu", "silu"],
     "policy.distribution": ["gaussian", "gaussian_state_std", "full_gaussian", "beta"],
     "policy.log_std_init": [-20, -1.0, 0, 5.0],
     "policy.output_gain": [1e-6, 1, 100.0],
     "policy.normalize_obs": YES_NO,
+    "policy.num_features": [1, 8],
+    "policy.bandwidth": [1e-3, 1.0, 1e3],
     "advantage.lambda_": PART,
     "advantage.bootstrap": YES_NO,
     "advantage.num_steps": [1, 3, 10**6],
@@ -126,7 +131,11 @@ STRANGE = {
     **{f"{group}.foo": [1] for group in (*GROUPS, "env", "eval")},
     "foo": [1],
 }
-CHOICES = {g: sorted(path.stem for path in (CONFIGS / g).glob("*.yaml")) for g in GROUPS}
+ELSEWHERE = {"cnn", "network"}  # want an image, or a class: tests/test_networks.py
+CHOICES = {
+    group: sorted({path.stem for path in (CONFIGS / group).glob("*.yaml")} - ELSEWHERE)
+    for group in GROUPS
+}
 OUTCOMES: Counter[str] = Counter()
 
 

@@ -8,7 +8,7 @@ from test_train_script import SCRIPTS, process, run_here
 
 from usage import WHOLE_PRESETS
 
-SCREEN = 65  # lines, for a group of five rules
+SCREEN = 75  # lines, for a group of five choices
 WITHOUT_COMMENT = {"_target_", "_partial_"}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -28,7 +27,7 @@ class PPO:
         optimizer: makes an optimiser from the parameters.
         epochs: passes over the batch.
         minibatch_size: transitions a gradient step at the most, over all processes; a pass is split
-            evenly.
+            evenly, into whole sequences for a recurrent policy.
         penalty: lambda, where it is adapted the first one.
         target_kl: the KL that the penalty is adapted to, or None for a fixed penalty.
         penalty_range: [smallest, largest] adapted penalty.
@@ -74,10 +73,8 @@ class PPO:
             old_params = self.policy.dist_params(batch.obs)
             old_log_prob = self.policy.dist(old_params).log_prob(batch.action)
 
-        num_minibatches = math.ceil(batch.count / self.minibatch_size)
         for _ in range(self.epochs):
-            order = torch.randperm(len(batch)).to(batch.obs.device)
-            for index in order.tensor_split(num_minibatches):
+            for index in batch.minibatches(self.minibatch_size):
                 self._sgd_step(batch[index], old_params[index], old_log_prob[index])
 
         metrics = {"algo/penalty": self.penalty}

@@ -36,7 +36,7 @@ class PPOClip:
         optimizer: makes an optimiser from the parameters.
         epochs: passes over the batch, at the most where there is a target_kl.
         minibatch_size: transitions a gradient step at the most, over all processes; a pass is split
-            evenly.
+            evenly, into whole sequences for a recurrent policy.
         clip_range: eps.
         entropy_bonus: weight of the mean entropy.
         standardize_minibatch: (A - mean) / std over the minibatch.
@@ -93,12 +93,10 @@ class PPOClip:
             old_params = self.policy.dist_params(batch.obs)
             old_log_prob = self.policy.dist(old_params).log_prob(batch.action)
 
-        num_minibatches = math.ceil(batch.count / self.minibatch_size)
         log_ratios: list[Tensor] = []
         norms: list[Tensor] = []
         for _ in range(self.epochs):
-            order = torch.randperm(len(batch)).to(batch.obs.device)
-            for index in order.tensor_split(num_minibatches):
+            for index in batch.minibatches(self.minibatch_size):
                 log_ratio, norm = self._sgd_step(batch[index], old_log_prob[index])
                 log_ratios.append(log_ratio)
                 norms.append(norm)
@@ -113,7 +111,7 @@ class PPOClip:
             "algo/clip_fraction": float(total_mean(clipped)),
             "algo/approx_kl": float(total_mean((ratio - 1 - log_ratio)[last])),
             "algo/grad_norm": float(torch.stack(norms).mean()),
-            "algo/epochs": len(norms) // num_minibatches,
+            "algo/epochs": len(log_ratio) // len(batch),
         }
 
     def _sgd_step(self, batch: Batch, old_log_prob: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from torch.distributions import Distribution, kl_divergence
 from rlopt import fisher, linalg
 from rlopt.linalg import Operator, assign, flatten
 from rlopt.trainer import Trainer
-from rlopt.types import Batch
+from rlopt.types import Batch, RecurrentPolicy
 from rlopt.verify.dense import Dense, brute_kl, has_sum
 
 MAX_CG = 400  # iterations in which conjugate gradient must have converged
@@ -167,11 +168,11 @@ class Audit:
         size_of_dist = self.policy.dist_params(full.obs[:1]).shape[-1]
         most = max(8, int(MAX_JACOBIAN / (size_of_dist * len(self.theta))))
         generator = torch.Generator().manual_seed(0)
-        order = torch.randperm(len(full), generator=generator)[: min(NUM_SAMPLES, most)]
-        batch = full[order.to(full.obs.device)]
+        units = torch.randperm(full.num_units, generator=generator).to(full.obs.device)
+        batch = full[full.rows(units)][: min(NUM_SAMPLES, most)]  # of the last sequence a part
         if batch.advantage.std(unbiased=False) < 1e-6:  # nothing to learn: any signal will do
             random = torch.randn(len(batch), generator=generator).to(batch.advantage)
-            batch = Batch(batch.obs, batch.action, random, batch.horizon)
+            batch = dataclasses.replace(batch, advantage=random)
         self.batch = batch
         self.dense = Dense(self.policy, self.parameters, batch, self.setting("fisher"))
 
@@ -230,7 +231,7 @@ class Audit:
 
     def with_advantage(self, advantage: Tensor) -> Batch:
         """`batch` with other advantages [B]."""
-        return Batch(self.batch.obs, self.batch.action, advantage, self.batch.horizon)
+        return dataclasses.replace(self.batch, advantage=advantage)
 
     # Other parameters
 
@@ -265,7 +266,7 @@ def recorded_samples(policy: Any) -> Iterator[list[Tensor]]:
     """The log-probability [N] of every sample that is drawn from the policy's distributions."""
     samples: list[Tensor] = []
 
-    def hook(module: nn.Module, args: Any, dist: Distribution) -> None:
+    def watch(dist: Distribution) -> None:
         draw = dist.sample
 
         def sample(*args: Any) -> Tensor:
@@ -275,8 +276,19 @@ def recorded_samples(policy: Any) -> Iterator[list[Tensor]]:
 
         vars(dist)["sample"] = sample  # hides the method for this draw
 
-    handle = policy.register_forward_hook(hook)
-    try:
+    if not isinstance(policy, RecurrentPolicy):
+        handle = policy.register_forward_hook(lambda module, args, dist: watch(dist))
+        try:
+            yield samples
+        finally:
+            handle.remove()
+        return
+    advance = policy.advance
+
+    def advance_and_watch(*args: Tensor) -> tuple[Distribution, Tensor]:
+        dist, state = advance(*args)
+        watch(dist)
+        return dist, state
+
+    with replaced(policy, advance=advance_and_watch):
         yield samples
-    finally:
-        handle.remove()
