@@ -7,24 +7,26 @@ import inspect
 import math
 import pydoc
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
+from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from torch import Tensor
 
-from rlopt import check
+from rlopt import atari, check
 from rlopt.distributed import gather_list, rank, share, world_size
-from rlopt.envs import derive_seed, fastest_backend, make_vector_env
+from rlopt.envs import Wrapper, WrapperError, derive_seed, fastest_backend, make_vector_env
 from rlopt.evaluate import Evaluation, as_gif, evaluate, record_video, refuse_undrawable
 from rlopt.linalg import chunk_that_fits
 from rlopt.logger import Logger, NoLogger, flat
@@ -70,6 +72,7 @@ class EnvConfig:
     max_episode_steps: int | None = MISSING
     kwargs: dict[str, Any] = MISSING
     action_mask: bool = MISSING
+    wrappers: list[Any] = MISSING
 
 
 @dataclass
@@ -275,12 +278,7 @@ def make(cfg: DictConfig, section: str, *args: Any, **given: Any) -> Any:
 def bind(cfg: DictConfig, section: str, **given: Any) -> Callable[..., Any]:
     """The `_target_` of `cfg[section]` with its settings bound, to be called."""
     name = cfg[section].get("_target_")
-    try:
-        target: Any = pydoc.locate(str(name))
-    except pydoc.ErrorDuringImport as error:
-        raise ConfigError(f"{section}._target_={name} can't be imported: {error}") from error
-    if not callable(target):
-        raise ConfigError(f"{section}._target_={name}: there is no such class or function")
+    target = locate(section, name)
     settings = [key for key in cfg[section] if not str(key).startswith("_")]
     try:
         parameters = inspect.signature(target).parameters.values()
@@ -314,6 +312,21 @@ def keyword_parameters(target: Any) -> dict[str, inspect.Parameter]:
     return own
 
 
+def locate(section: str, name: Any) -> Any:
+    """The class or function of a `_target_`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        target: Any = pydoc.locate(str(name))
+    except pydoc.ErrorDuringImport as error:
+        raise ConfigError(f"{section}._target_={name} can't be imported: {error}") from error
+    if not callable(target):
+        raise ConfigError(f"{section}._target_={name}: there is no such class or function")
+    return target
+
+
 @contextmanager
 def naming(section: str, settings: DictConfig) -> Iterator[None]:
     """Turn what the parts raise about their settings into a ConfigError with full names."""
@@ -321,6 +334,8 @@ def naming(section: str, settings: DictConfig) -> Iterator[None]:
         yield
     except ConfigError:
         raise
+    except WrapperError as error:
+        raise ConfigError(str(error)) from error
     except (*UNSOUND, InstantiationException) as error:
         message = one_line(error)
         if message.startswith(f"{section}="):
@@ -350,12 +365,63 @@ def make_advantage(cfg: DictConfig) -> Any:
     return estimator
 
 
-def make_env(cfg: DictConfig) -> VectorEnv:
+def make_env(cfg: DictConfig, evaluation: bool = False) -> VectorEnv:
     """The vector environment of `cfg.env`, this process' share of it."""
-    settings = to_dict(cfg.env)
+    settings = env_settings(cfg, evaluation)
     with naming("env", cfg.env):
         settings["num_envs"] = share(num_envs=cfg.env.num_envs)
         return make_vector_env(settings.pop("id"), **settings)
+
+
+def env_settings(cfg: DictConfig, evaluation: bool) -> dict[str, Any]:
+    """`cfg.env` as arguments of `make_vector_env`.
+
+    In evaluation the reward is the environment's own: without wrappers of the reward, and of a
+    game its score.
+    """
+    settings = to_dict(cfg.env)
+    wrappers = enumerate(settings.get("wrappers", []))
+    made = [make_wrapper(f"env.wrappers[{i}]", wrapper, evaluation) for i, wrapper in wrappers]
+    settings["wrappers"] = [wrapper for wrapper in made if wrapper is not None]
+    if evaluation and atari.is_atari(cfg.env.id):
+        settings["kwargs"] |= atari.SCORES
+    return settings
+
+
+def make_wrapper(name: str, settings: Any, evaluation: bool) -> Wrapper | None:
+    """What puts a wrapper around an environment; None for one that evaluation leaves out.
+
+    Raises:
+        ConfigError: an unknown target or setting.
+    """
+    if not isinstance(settings, Mapping) or "_target_" not in settings:
+        raise ConfigError(f"{name} must be {{_target_: <class>, ...}}, got {settings!r}")
+    target, section = locate(name, settings["_target_"]), OmegaConf.create({name: settings})[name]
+    if isinstance(target, type) and issubclass(target, NormalizeObservation):
+        raise ConfigError(
+            f"{name}: {target.__name__} would learn other statistics in evaluation; "
+            "policy.normalize_obs=true keeps them in the checkpoint"
+        )
+    of_reward = (gym.RewardWrapper, NormalizeReward)
+    if evaluation and isinstance(target, type) and issubclass(target, of_reward):
+        return None
+    with naming(name, section):
+        wrap = instantiate(section, _convert_="all", _partial_=True)
+    # Gymnasium asks for tuples, which yaml does not have
+    tuples = {k: tuple(x) for k, x in wrap.keywords.items() if isinstance(x, list)}
+    return partial(_wrap, name=name, wrap=partial(wrap, **tuples))
+
+
+def _wrap(env: gym.Env, name: str, wrap: Callable[[gym.Env], Any]) -> gym.Env:
+    """The wrapped environment; whatever the wrapper raises is one line with its name."""
+    try:
+        wrapped = wrap(env)
+    except Exception as error:
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise WrapperError(f"{name} can't wrap {env.observation_space}: {what}") from error
+    if not isinstance(wrapped, gym.Env):
+        raise WrapperError(f"{name} is no wrapper: it returns {wrapped!r:.100}")
+    return wrapped
 
 
 def make_policy(cfg: DictConfig, env: VectorEnv) -> Any:
@@ -378,8 +444,10 @@ def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = N
     torch.manual_seed(cfg.seed)
     if cfg.env.backend == "auto":  # recorded in the saved config
         with naming("env", cfg.env):
-            cfg.env.backend = fastest_backend(cfg.env.id, cfg.env.kwargs, cfg.env.action_mask)
-    env, eval_env = make_env(cfg), make_env(cfg)
+            cfg.env.backend = fastest_backend(
+                cfg.env.id, cfg.env.kwargs, cfg.env.action_mask, cfg.env.wrappers
+            )
+    env, eval_env = make_env(cfg), make_env(cfg, evaluation=True)
     policy = make_policy(cfg, env)
     obs_space = rollout_space(policy, env.single_observation_space)
     baseline = make(cfg, "baseline", obs_space, policy=policy).to(cfg.device)
@@ -488,7 +556,8 @@ def film(trainer: Trainer, cfg: DictConfig, folder: Path, seed: int) -> None:
         ConfigError: the environment can't be drawn, or a package is missing.
     """
     try:
-        refuse_undrawable(cfg.env)
+        settings = env_settings(cfg, evaluation=True)
+        refuse_undrawable(settings)
     except ValueError as error:
         raise ConfigError(f"log.video=true: {one_line(error)}") from error
     evaluate_only = trainer.evaluate
@@ -497,7 +566,7 @@ def film(trainer: Trainer, cfg: DictConfig, folder: Path, seed: int) -> None:
         to = folder / f"step_{trainer.env_steps}"
         if not to.exists():  # a second evaluation at the same step
             options: dict[str, Any] = {"seed": seed, "deterministic": True, "device": cfg.device}
-            record_video(trainer.policy, cfg.env, to, episodes=1, **options)
+            record_video(trainer.policy, settings, to, episodes=1, **options)
         for path in to.glob("*.mp4"):
             trainer.logger.gif("eval/video", trainer.env_steps, as_gif(path))
         return evaluate_only(episodes)

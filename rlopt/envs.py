@@ -10,7 +10,7 @@ import functools
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -21,17 +21,22 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers.vector import FlattenObservation
 
-from rlopt import check
+from rlopt import atari, check
 from rlopt.action_spaces import leaves
 from rlopt.masks import ActionMask, mask_column
 from rlopt.observations import FlatBox
 
 BACKENDS = ["auto", "vector_entry_point", "envpool", "sync", "async"]
+Wrapper = Callable[[gym.Env], gym.Env]
 # Ids whose dynamics in EnvPool are not Gymnasium's: its pendulum moves on with the speed before
 # clipping.
 ENVPOOL_DIFFERS = {"Pendulum-v1"}
 # EnvPool casts the bounds of its own boxes.
 warnings.filterwarnings("ignore", message=".*precision lowered by casting")
+
+
+class WrapperError(ValueError):
+    """A wrapper can't be made around an environment; the message is whole."""
 
 
 def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
@@ -44,14 +49,20 @@ def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
     try:
         if module:
             importlib.import_module(module)
-        return gym.spec(name)
+        if atari.is_atari(name):
+            atari.register()
+        present = atari.present_name(name)
+        if present is None:
+            return gym.spec(name)
     except gym.error.Error as error:
         matches = difflib.get_close_matches(name, gym.registry.keys(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(matches)}?" if matches else "gymnasium.registry has all"
         message = f"env={env_id}: no environment of this id is registered; {hint}"
         raise ValueError(message) from error
     except Exception as error:  # whatever the module raises
-        raise ValueError(f"env={env_id}: importing {module} failed: {error}") from error
+        what = "" if atari.is_atari(name) else f": importing {module} failed:"
+        raise ValueError(f"env={env_id}{what} {error}") from error
+    raise ValueError(f"env={env_id} is an old name: write env={present}")
 
 
 def make_vector_env(
@@ -62,6 +73,7 @@ def make_vector_env(
     max_episode_steps: int | None = None,
     kwargs: Mapping[str, Any] = MappingProxyType({}),
     action_mask: bool = False,
+    wrappers: Sequence[Wrapper] = (),
 ) -> VectorEnv:
     """A vector environment of `num_envs` copies of any registered id.
 
@@ -72,6 +84,7 @@ def make_vector_env(
         max_episode_steps: time limit in place of the registered one, or None.
         kwargs: keyword arguments of the environment.
         action_mask: `info["action_mask"]` says which actions are allowed.
+        wrappers: around each single environment, the first innermost; sync or async then.
 
     Raises:
         ValueError: unknown id, unsupported space or backend, or a missing package (with what to
@@ -86,8 +99,8 @@ def make_vector_env(
         options["max_episode_steps"] = max_episode_steps
     spec = find_spec(env_id)
     if backend == "auto":
-        backend = fastest_backend(env_id, kwargs, action_mask)
-    env = _make(spec, num_envs, backend, options)
+        backend = fastest_backend(env_id, kwargs, action_mask, wrappers)
+    env = _make(spec, num_envs, backend, options, wrappers)
     if env.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
         raise ValueError(
             f"env={env_id}: backend {backend} does not run in NEXT_STEP autoreset mode"
@@ -115,12 +128,48 @@ def flat_observations(env: VectorEnv, action_mask: bool) -> VectorEnv:
     return ActionMask(flat, space) if masked else flat
 
 
-def fastest_backend(env_id: str, kwargs: Mapping[str, Any], action_mask: bool = False) -> str:
+def make_single_env(
+    env_id: str,
+    *,
+    max_episode_steps: int | None,
+    kwargs: Mapping[str, Any],
+    wrappers: Sequence[Wrapper],
+    **render: Any,
+) -> gym.Env:
+    """One environment, as those of `make_vector_env` are before observations are flattened.
+
+    `render_mode="rgb_array"` for one that can be drawn.
+    """
+    options = {**kwargs, **({"max_episode_steps": max_episode_steps} if max_episode_steps else {})}
+    spec = find_spec(env_id)
+    options, wrappers = _single(spec, options, wrappers)
+    env = gym.make(spec, **options, **render)
+    return functools.reduce(lambda env, wrapper: wrapper(env), wrappers, env)
+
+
+def _single(
+    spec: gym.envs.registration.EnvSpec, options: dict[str, Any], wrappers: Sequence[Wrapper]
+) -> tuple[dict[str, Any], list[Wrapper]]:
+    """Keyword arguments of `gym.make`, and all wrappers around it."""
+    if not atari.is_atari(spec.id):
+        return options, [*wrappers]
+    options, preprocess = atari.single_options(options)
+    return options, [preprocess, *wrappers]
+
+
+def fastest_backend(
+    env_id: str,
+    kwargs: Mapping[str, Any],
+    action_mask: bool = False,
+    wrappers: Sequence[Any] = (),
+) -> str:
     """The environment's own vector version, else EnvPool if its spaces agree, else sync.
 
-    EnvPool takes no `kwargs` of Gymnasium's, and has no masks in its info.
+    EnvPool takes no `kwargs` of Gymnasium's, and has no masks in its info; wrappers are for sync.
     """
     spec = find_spec(env_id)
+    if wrappers:
+        return "sync"
     if spec.vector_entry_point is not None:
         return "vector_entry_point"
     return "envpool" if not kwargs and not action_mask and _envpool_agrees(spec) else "sync"
@@ -148,14 +197,28 @@ def _envpool_agrees(spec: gym.envs.registration.EnvSpec) -> bool:
 
 
 def _make(
-    spec: gym.envs.registration.EnvSpec, num_envs: int, backend: str, options: dict[str, Any]
+    spec: gym.envs.registration.EnvSpec,
+    num_envs: int,
+    backend: str,
+    options: dict[str, Any],
+    wrappers: Sequence[Any],
 ) -> VectorEnv:
+    if wrappers and backend in ("envpool", "vector_entry_point"):
+        raise ValueError(f"backend {backend} can't have wrappers, use env.backend=sync")
     if backend == "envpool":
         return _make_envpool(spec.id, num_envs, options)
     if backend == "vector_entry_point" and spec.vector_entry_point is None:
         raise ValueError(f"backend vector_entry_point: {spec.id} has none, use env.backend=auto")
+    if backend in ("sync", "async"):
+        options, wrappers = _single(spec, options, wrappers)
+    elif atari.is_atari(spec.id):
+        options = atari.vector_options(options)
     try:
-        return gym.make_vec(spec, num_envs=num_envs, vectorization_mode=backend, **options)
+        return gym.make_vec(
+            spec, num_envs, vectorization_mode=backend, wrappers=wrappers, **options
+        )
+    except WrapperError:
+        raise
     except (gym.error.DependencyNotInstalled, ImportError) as error:
         raise ValueError(f"env={spec.id} needs a package that is not installed: {error}") from error
     except TypeError as error:

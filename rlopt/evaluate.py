@@ -16,7 +16,7 @@ import torch
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import RecordVideo
 
-from rlopt.envs import find_spec, flat_observations
+from rlopt.envs import flat_observations, make_single_env
 from rlopt.rollout import EndlessEpisodeError, Recorder, mode, run_episodes, sample
 from rlopt.types import Policy
 
@@ -82,7 +82,7 @@ def record_video(
 ) -> None:
     """Write one mp4 for each episode into `folder`, by Gymnasium's recorder.
 
-    `env_settings` are those of configs/base.yaml.
+    `env_settings` are the arguments of `envs.make_vector_env`.
 
     Raises:
         ValueError: the environment can't be drawn, or a package is missing (with what to install).
@@ -107,9 +107,8 @@ def record_video(
 def _drawable(env_settings: Mapping[str, Any]) -> gym.Env:
     """One environment that renders into arrays."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame asks for no screen, nor complains
-    limit = env_settings["max_episode_steps"]
-    options = {**env_settings["kwargs"], **({"max_episode_steps": limit} if limit else {})}
-    return gym.make(find_spec(env_settings["id"]), render_mode="rgb_array", **options)
+    settings = {key: env_settings[key] for key in ("max_episode_steps", "kwargs", "wrappers")}
+    return make_single_env(env_settings["id"], **settings, render_mode="rgb_array")
 
 
 def refuse_undrawable(env_settings: Mapping[str, Any]) -> None:

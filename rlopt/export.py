@@ -6,7 +6,6 @@ import copy
 import importlib.util
 import io
 import logging
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from rlopt.action_spaces import leaves, num_columns
 from rlopt.checkpoint import write
+from rlopt.networks import floats
 from rlopt.types import RecurrentPolicy
 
 BATCHES = (1, 7, 5000)  # sizes that a program is tried on,
@@ -75,11 +75,11 @@ def entries(leaf: spaces.Space) -> tuple[NDArray, NDArray, NDArray]:
     return -infinite, infinite, np.broadcast_to(np.reshape(start, -1), size)
 
 
-def export(greedy: Greedy, obs_shape: tuple[int, ...], folder: Path) -> dict[Path, float]:
+def export(greedy: Greedy, obs: Tensor, folder: Path) -> dict[Path, float]:
     """Write policy.pt2, and policy.onnx where the extra `onnx` is installed, for any batch size.
 
     Each is read back, and its actions are compared on random observations: to 1e-6, or 1e-5 where
-    another library adds in another order.
+    another library adds in another order. `obs` [B, *] is an example of the programs' input.
 
     Returns:
         The files, and the largest difference that `largest_difference` found.
@@ -87,8 +87,8 @@ def export(greedy: Greedy, obs_shape: tuple[int, ...], folder: Path) -> dict[Pat
     Raises:
         ValueError: torch.export can't trace the policy, or the actions differ by more.
     """
-    shapes = input_shapes(greedy.policy, obs_shape)
-    example, batch = [torch.zeros(2, *shape) for shape in shapes], {0: torch.export.Dim("batch")}
+    example = inputs_like(greedy.policy, obs.new_zeros(2, *obs.shape[1:]))
+    batch = {0: torch.export.Dim("batch")}
     frozen = copy.deepcopy(greedy).eval().requires_grad_(False)
     try:
         program = torch.export.export(frozen, tuple(example), dynamic_shapes=[batch] * len(example))
@@ -100,15 +100,17 @@ def export(greedy: Greedy, obs_shape: tuple[int, ...], folder: Path) -> dict[Pat
     differences = {}
     for path, write_program, read_program, tolerance in files:
         write_program(program, path)
-        differences[path] = largest_difference(greedy, read_program(path), shapes)
+        differences[path] = largest_difference(greedy, read_program(path), example)
         if not differences[path] <= tolerance:
             raise ValueError(f"{path} is wrong: actions differ by {differences[path]:.2g}")
     return differences
 
 
-def input_shapes(policy: object, obs_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Of what a program takes, without the batch: observation, and a recurrent policy's state."""
-    return [obs_shape, (policy.state_size,)] if isinstance(policy, RecurrentPolicy) else [obs_shape]
+def inputs_like(policy: object, obs: Tensor) -> list[Tensor]:
+    """What a program takes: observations [B, *]; of a recurrent policy floats, and states."""
+    if not isinstance(policy, RecurrentPolicy):
+        return [obs]
+    return [floats(obs), torch.zeros(len(obs), policy.state_size)]
 
 
 def has_onnx() -> bool:
@@ -118,23 +120,30 @@ def has_onnx() -> bool:
 
 @torch.no_grad()
 def largest_difference(
-    greedy: Greedy, program: Callable[..., Any], shapes: Sequence[tuple[int, ...]]
+    greedy: Greedy, program: Callable[..., Any], like: Sequence[Tensor]
 ) -> float:
-    """Of the outputs at random inputs, over 1 or the largest output.
+    """Of the outputs at random inputs `like` others, over 1 or the largest output.
 
     Near a tie of two actions rounding decides: the policy's actions are those at the observations,
     or a hundred-thousandth beside them.
     """
     worst, generator = 0.0, torch.Generator().manual_seed(0)
     for size in BATCHES:
-        size = min(size, MOST_NUMBERS // max(map(math.prod, shapes)))
-        inputs = [torch.randn(size, *shape, generator=generator) for shape in shapes]
+        size = min(size, MOST_NUMBERS // max(x[0].numel() for x in like))
+        inputs = [_random(x, size, generator) for x in like]
         nearby = [greedy(*(x * (1 + e) for x in inputs)) for e in (0.0, -1e-5, 1e-5)]
         for actual, *expected in zip(*map(outputs, [program(*inputs), *nearby]), strict=True):
             assert actual.shape == expected[0].shape
             difference = torch.stack([(actual - x).abs() for x in expected]).amin(0)
             worst = max(worst, float(difference.max() / expected[0].abs().max().clamp(min=1)))
     return worst
+
+
+def _random(like: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    shape = (size, *like.shape[1:])
+    if like.is_floating_point():
+        return torch.randn(shape, generator=generator)
+    return torch.randint(256, shape, generator=generator, dtype=like.dtype)
 
 
 def outputs(returned: Any) -> tuple[Tensor, ...]:

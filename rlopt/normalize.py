@@ -7,6 +7,14 @@ from torch import Tensor, nn
 
 from rlopt.distributed import gather
 
+MAX_FEATURES = 1024  # whose doubles are in memory at a time: images have tens of thousands
+
+
+def _statistics(x: Tensor) -> Tensor:
+    """Count, mean and variance of each column of x [B, size], in float64: [3, size]."""
+    x = x.double()
+    return torch.stack([torch.full_like(x[0], len(x)), x.mean(0), x.var(0, unbiased=False)])
+
 
 class RunningNorm(nn.Module):
     """Standardise by the mean and variance of everything seen by `update`.
@@ -42,11 +50,10 @@ class RunningNorm(nn.Module):
 
         Source: Chan, Golub & LeVeque 1979, the pairwise update of mean and sum of squares.
         """
-        x = x.double()
         if len(x) == 0:
             return
-        count = torch.full_like(x[0], len(x))
-        statistics = torch.stack([count, x.mean(0), x.var(0, unbiased=False)])
+        parts = x.split(MAX_FEATURES, dim=-1)
+        statistics = torch.cat([_statistics(part) for part in parts], dim=-1)
         for count, mean, var in gather(statistics[None]):
             self._merge(count[0], mean, var)
 

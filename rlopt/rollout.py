@@ -17,7 +17,14 @@ from rlopt import check, env_state, faults
 from rlopt.action_spaces import env_action
 from rlopt.distributed import share
 from rlopt.envs import derive_seed
-from rlopt.types import NonFiniteError, Policy, RecurrentPolicy, Rollout, float_tensor
+from rlopt.types import (
+    NonFiniteError,
+    Policy,
+    RecurrentPolicy,
+    Rollout,
+    float_tensor,
+    obs_tensor,
+)
 
 Choose = Callable[[Distribution], Tensor]
 
@@ -63,11 +70,11 @@ class Recorder:
 
     def state_dict(self) -> Any:
         """Where each episode is, the environments' state included; None where it is unknown."""
-        if self.needs_reset or env_state.unknown_state(self.env):
+        if self.needs_reset:
             return None
         own = (self.obs, self.step_index, self.autoreset, self.episode_return)
         memory = None if self.state is None else self.state.cpu().numpy()
-        return env_state.capture({"env": self.env, "own": own, "memory": memory})
+        return env_state.capture_known({"env": self.env, "own": own, "memory": memory})
 
     def load_state_dict(self, state: Any) -> None:
         """The reverse of `state_dict`, for a recorder that was reset."""
@@ -79,8 +86,10 @@ class Recorder:
     @torch.inference_mode()
     def _act(self, policy: Policy) -> tuple[NDArray, Any]:
         """Actions as sampled, and as the environment takes them."""
-        obs = float_tensor(self.obs, self.device)
-        dist = policy(obs) if self.state is None else self._advance(policy, obs, self.state)
+        if self.state is None:
+            dist = policy(obs_tensor(self.obs, self.device))
+        else:
+            dist = self._advance(policy, float_tensor(self.obs, self.device), self.state)
         action = self.choose(dist).cpu().numpy()
         return action, env_action(self.env.single_action_space, action)
 
@@ -145,7 +154,7 @@ class Recorder:
         reward, terminated, truncated, valid = map(np.stack, zip(*rows, strict=True))
         to_device = partial(torch.as_tensor, device=self.device)
         rollout = Rollout(
-            obs=_with_states(float_tensor(np.stack(obs), self.device), states),
+            obs=_with_states(obs_tensor(np.stack(obs), self.device), states),
             action=to_device(np.stack(actions)),
             reward=float_tensor(np.where(valid, reward, 0.0), self.device),
             terminated=to_device(terminated),
@@ -166,6 +175,8 @@ def _with_states(obs: Tensor, states: list[Any]) -> Tensor:
 
 def _check_finite(rollout: Rollout) -> None:
     for name, x in (("reward", rollout.reward), ("observation", rollout.obs)):
+        if not x.is_floating_point():
+            continue
         bad = ~torch.isfinite(x).reshape(*x.shape[:2], -1).all(-1)
         if bad.any():
             row, index = bad.nonzero()[0].tolist()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -17,10 +20,12 @@ from torch.distributions import Distribution
 
 from rlopt import check, checkpoint
 from rlopt.action_spaces import env_action
-from rlopt.config import ConfigError, make_env, make_policy, one_line, read_config
+from rlopt.config import ConfigError, env_settings, make_env, make_policy, one_line, read_config
+from rlopt.envs import make_single_env
 from rlopt.masks import mask_last, mask_size
+from rlopt.networks import floats
 from rlopt.rollout import mode, sample
-from rlopt.types import RecurrentPolicy, float_tensor
+from rlopt.types import RecurrentPolicy, obs_tensor
 
 
 @dataclass
@@ -37,6 +42,8 @@ class TrainedPolicy:
         env_steps: for how many steps.
         device: where the module is.
         mask_size: entries of the action mask, or 0.
+        make_env: makes one environment as the policy knows it, of the run's kwargs, time limit and
+            wrappers; with `render_mode="rgb_array"` one that can be drawn.
         state: [B, H] of a recurrent policy, of as many environments as the first batch had; None
             before it.
     """
@@ -48,6 +55,7 @@ class TrainedPolicy:
     env_steps: int
     device: str
     mask_size: int
+    make_env: Callable[..., gym.Env]
     state: Tensor | None = None
 
     def reset(self, where: Any = None) -> None:
@@ -86,7 +94,7 @@ class TrainedPolicy:
         if self.mask_size:
             masks = None if action_mask is None else np.reshape(action_mask, (len(flat), -1))
             flat = mask_last(self.observation_space, flat, self.mask_size, masks)
-        dist = self._distribution(float_tensor(flat, self.device))
+        dist = self._distribution(obs_tensor(flat, self.device))
         chosen = mode(dist) if deterministic else sample(dist)
         action = env_action(self.action_space, chosen.cpu().numpy())
         return action if shape else next(iter(iterate(batch_space(self.action_space, 1), action)))
@@ -94,6 +102,7 @@ class TrainedPolicy:
     def _distribution(self, obs: Tensor) -> Distribution:
         if not isinstance(self.module, RecurrentPolicy):
             return self.module(obs)
+        obs = floats(obs)
         if self.state is None:
             self.state = obs.new_zeros(len(obs), self.module.state_size)
         if len(self.state) != len(obs):
@@ -148,7 +157,11 @@ def load(run: Path, checkpoint_name: str, device: str) -> TrainedPolicy:
     spaces_ = env.unwrapped.single_observation_space, env.unwrapped.single_action_space
     num_masked = mask_size(env.single_observation_space)
     env.close()
-    return TrainedPolicy(module, *spaces_, cfg.env.id, state["env_steps"], device, num_masked)
+    settings = env_settings(cfg, evaluation=True)
+    own = {key: settings[key] for key in ("max_episode_steps", "kwargs", "wrappers")}
+    make_own = partial(make_single_env, cfg.env.id, **own)
+    about = cfg.env.id, state["env_steps"], device, num_masked
+    return TrainedPolicy(module, *spaces_, *about, make_own)
 
 
 def read_run(run: Path, checkpoint_name: str) -> tuple[Any, dict[str, Any]]:

@@ -40,8 +40,8 @@ class Rollout:
     transition. For every valid row `obs[t + 1]` is the true successor of `obs[t]`.
 
     Attributes:
-        obs: [T+1, N, *]; under a recurrent policy [T+1, N, d + H], its state before the observation
-            behind it.
+        obs: [T+1, N, *]; uint8 where the environment's observations are, else floats. Under a
+            recurrent policy floats [T+1, N, d + H], its state before the observation behind it.
         action: [T, N, *], as sampled (the environment may have received a clipped copy).
         reward: [T, N], 0 on invalid rows.
         terminated: [T, N] bool, the successor's value is 0.
@@ -204,7 +204,10 @@ class Batch:
 
 
 class Policy(Protocol):
-    """What every update rule needs of a policy, which is also an `nn.Module`."""
+    """What every update rule needs of a policy, which is also an `nn.Module`.
+
+    Observations are uint8 where the environment's are (images): the policy makes floats of them.
+    """
 
     def dist_params(self, obs: Tensor) -> Tensor:
         """Observations [B, *] to distribution parameters [B, k]."""
@@ -251,7 +254,7 @@ class RecurrentPolicy(Policy, Protocol):
 
 
 class Baseline(Protocol):
-    """A regression of the return on observation and step."""
+    """A regression of the return on observation, which may be uint8, and step."""
 
     def __call__(self, obs: Tensor, step: Tensor) -> Tensor:
         """Values [..] of observations [.., *] at steps [..] of their episodes."""
@@ -289,3 +292,9 @@ class UpdateRule(Protocol):
 def float_tensor(x: Any, device: torch.device | str) -> Tensor:
     """Any array as a tensor of torch's default float type on `device`."""
     return torch.as_tensor(x, dtype=torch.get_default_dtype(), device=device)
+
+
+def obs_tensor(x: Any, device: torch.device | str) -> Tensor:
+    """An array of observations as a tensor: bytes stay bytes, a quarter of the floats' memory."""
+    is_bytes = x.dtype == "uint8"
+    return torch.as_tensor(x, device=device) if is_bytes else float_tensor(x, device)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 import cli
 from rlopt import check
-from rlopt.config import ConfigError, make_env, one_line
+from rlopt.config import ConfigError, env_settings, make_env, one_line
 from rlopt.evaluate import evaluate, record_video
 from rlopt.trained import load_policy, read_run
 
@@ -21,7 +21,7 @@ def main(cfg: DictConfig) -> None:
     """Print mean, std, min and max of the episodes' returns."""
     with cli.one_line_errors():
         run_cfg, state = load_run(cfg)
-        env = make_env(run_cfg)
+        env = make_env(run_cfg, evaluation=True)
         policy = load_policy(run_cfg, env, state, cfg.checkpoint)
         options: dict[str, Any] = {"seed": cfg.seed, "deterministic": cfg.deterministic}
         result = evaluate(policy, env, episodes=cfg.episodes, device=run_cfg.device, **options)
@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> None:
         if cfg.video:
             options |= {"episodes": cfg.video_episodes, "device": run_cfg.device}
             try:
-                record_video(policy, run_cfg.env, folder, **options)
+                record_video(policy, env_settings(run_cfg, True), folder, **options)
             except ValueError as error:
                 raise ConfigError(one_line(error)) from error
         print(f"wrote {folder if cfg.video else 'nothing'}")

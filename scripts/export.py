@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import hydra
+import numpy as np
 from omegaconf import DictConfig
 
 import cli
 from rlopt.config import ConfigError, make_env, one_line
-from rlopt.export import INPUTS, Greedy, export, has_onnx, input_shapes
+from rlopt.export import INPUTS, Greedy, export, has_onnx, inputs_like
 from rlopt.trained import load_policy, read_run
+from rlopt.types import obs_tensor
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="export")
@@ -22,14 +24,15 @@ def main(cfg: DictConfig) -> None:
         run_cfg.device, run_cfg.env.num_envs, run_cfg.env.backend = "cpu", 1, "auto"
         env = make_env(run_cfg)
         policy = load_policy(run_cfg, env, state, cfg.checkpoint)
-        obs_shape = env.single_observation_space.shape
-        assert obs_shape is not None
+        obs = obs_tensor(np.zeros(env.observation_space.shape, env.observation_space.dtype), "cpu")
         try:
-            written = export(Greedy(policy, env.single_action_space), obs_shape, folder)
+            written = export(Greedy(policy, env.single_action_space), obs, folder)
         except ValueError as error:
             raise ConfigError(one_line(error)) from error
-        shapes = zip(INPUTS, input_shapes(policy, obs_shape), strict=False)
-        inputs = " and ".join(f"{name} [B, {', '.join(map(str, size))}]" for name, size in shapes)
+        names = zip(INPUTS, inputs_like(policy, obs), strict=False)
+        inputs = " and ".join(
+            f"{name} [B, {', '.join(map(str, x.shape[1:]))}]" for name, x in names
+        )
         print(
             f"wrote {' and '.join(map(str, written))}: {cfg.checkpoint}.pt at "
             f"{state['env_steps']} steps, {inputs} to actions, which are within "

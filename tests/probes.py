@@ -212,6 +212,28 @@ class Match(gym.Env):
         return self.context, {"action_mask": self.allowed} if self.mask else {}
 
 
+class Bytes(gym.Env):
+    """Four rows of bytes an episode; the best action is 1 where the first byte is large."""
+
+    def __init__(self):
+        self.observation_space = spaces.Box(0, 255, (48,), np.uint8)
+        self.action_space = TWO_ACTIONS
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self._draw(), {}
+
+    def step(self, action):
+        reward = float((self.obs[0] > 127) == action)
+        self.count += 1
+        return self._draw(), reward, self.count == 4, False, {}
+
+    def _draw(self):
+        self.obs = self.np_random.integers(0, 256, 48, np.uint8)
+        return self.obs.copy()
+
+
 class Spot(gym.Env):
     """Four images; the reward is 1 for telling on which side of the image the bright spot is.
 
@@ -349,7 +371,8 @@ class TwoSteps(OneStep):
 PROBES = [ConstantReward, RewardIsObservation, TwoSteps, RewardIsAction, RewardIsProduct]
 
 for env_class in (
-    Counting, RandomLength, Echo, Faulty, WithSpaces, StrictSpaces, Match, TMaze, Positions, Spot
+    Counting, RandomLength, Echo, Faulty, WithSpaces, StrictSpaces, Match, TMaze, Positions, Spot,
+    Bytes,
 ):  # fmt: skip
     options = {"vector_entry_point": CountingVector} if env_class is Counting else {}
     gym.register(f"{env_class.__name__}-v0", entry_point=env_class, **options)

@@ -6,6 +6,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
 from probes import MATCHES, PROBES, TWO_ACTIONS, UNIT_ACTIONS, make_env
 
 from rlopt.envs import derive_seed, fastest_backend, find_spec, make_vector_env
@@ -268,6 +269,8 @@ def test_discrete_observations_become_one_hot(backend):
 OUR_ENVS = [
     "RandomLength",
     "Echo",
+    "Bytes",
+    "Spot",
     *(f"Match{name}" for name in MATCHES),
     *(f"{c.__name__}" for c in PROBES),
 ]
@@ -277,6 +280,39 @@ OUR_ENVS = [
 @pytest.mark.parametrize("name", OUR_ENVS)
 def test_the_toy_environments_pass_gymnasiums_checker(name):
     check_env(gym.make(f"{name}-v0").unwrapped, skip_render_check=True)
+
+
+PROMISES = [  # single environments pass Gymnasium's checker; it has none for vectors
+    ("CartPole-v1", "vector_entry_point", False),
+    ("FrozenLake-v1", "sync", False),
+    ("Blackjack-v1", "async", False),
+    ("Taxi-v4", "sync", True),
+    ("MatchMaskKey-v0", "sync", False),
+    ("MatchDict-v0", "sync", False),
+    ("Spot-v0", "sync", False),
+    pytest.param("CartPole-v1", "envpool", False, marks=needs_envpool),
+    pytest.param("FrozenLake-v1", "envpool", False, marks=needs_envpool),
+    pytest.param("HalfCheetah-v4", "envpool", False, marks=needs_envpool),
+]
+
+
+@pytest.mark.parametrize(("env_id", "backend", "mask"), PROMISES)
+def test_a_vector_environment_gives_what_its_spaces_say(env_id, backend, mask):
+    env = make_env(env_id, 3, backend, action_mask=mask)
+    space = env.observation_space
+    assert batch_space(env.single_observation_space, 3) == space
+    assert batch_space(env.single_action_space, 3) == env.action_space
+    assert space.shape == (3, *env.single_observation_space.shape)
+    obs, info = env.reset(seed=0)
+    assert isinstance(info, dict)
+    for _ in range(12):
+        assert obs.dtype == space.dtype
+        assert space.contains(obs)
+        obs, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        assert reward.dtype.kind in "fi"
+        assert terminated.dtype == truncated.dtype == bool
+        assert reward.shape == terminated.shape == truncated.shape == (3,)
+    env.close()
 
 
 def test_another_autoreset_mode_is_refused(monkeypatch):

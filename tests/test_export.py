@@ -78,10 +78,10 @@ def test_a_program_that_differs_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("rlopt.export.has_onnx", lambda: False)
     env = make_env("Pendulum-v1")
     greedy = Greedy(make_policy(env), env.single_action_space)
-    assert export(greedy, (3,), tmp_path) == {tmp_path / "policy.pt2": 0.0}
+    assert export(greedy, torch.zeros(1, 3), tmp_path) == {tmp_path / "policy.pt2": 0.0}
     monkeypatch.setattr("rlopt.export.read_torch", lambda path: lambda obs: greedy(obs) + 1e-4)
     with pytest.raises(ValueError, match=r"policy\.pt2 is wrong: actions differ by"):
-        export(greedy, (3,), tmp_path)
+        export(greedy, torch.zeros(1, 3), tmp_path)
 
 
 SPACES = [
@@ -118,7 +118,7 @@ class Branches(torch.nn.Module):
 
 def test_a_policy_that_cant_be_traced_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"^torch\.export can't trace the policy"):
-        export(Greedy(Branches(), spaces.Discrete(2)), (3,), tmp_path)
+        export(Greedy(Branches(), spaces.Discrete(2)), torch.zeros(1, 3), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -338,7 +338,7 @@ def test_the_program_is_the_policy(kind, tmp_path, monkeypatch):
     policy = fourier if kind == "fourier" else cnn_policy(BOTH, actions)
     size = policy.normalizer(torch.zeros(1, 3 if kind == "fourier" else 261)).shape[1]
     policy.update_statistics(3 + 2 * torch.randn(50, size))
-    (difference,) = export(Greedy(policy, actions), (size,), tmp_path).values()
+    (difference,) = export(Greedy(policy, actions), torch.zeros(1, size), tmp_path).values()
     assert difference <= 1e-6
     program = torch.export.load(tmp_path / "policy.pt2").module()
     rows = torch.rand(3 * IMAGE_ROWS, size)
