@@ -47,7 +47,7 @@ if __name__ == "__main__":
     policy = MLPPolicy(env.single_observation_space, env.single_action_space, hidden_sizes=[],
                        activation="tanh", distribution="gaussian", log_std_init=-0.5,
                        output_gain=0.01, orthogonal_init=True, normalize_obs=True)
-    rule = NPG(policy, max_kl=0.05, step_size=None, fisher="exact", solver="cg", damping=0.01,
-               cg_iterations=10, cg_tolerance=1e-3)
+    rule = NPG(policy, max_kl=0.05, step_size=None, fisher="exact",
+               fisher_samples=None, solver="cg", damping=0.01, cg_iterations=10, cg_tolerance=1e-3)
     for i, mean_return in enumerate(train(env, policy, rule, iterations=40)):
         print(f"{i:3}  {mean_return:.1f}")

@@ -44,7 +44,7 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     env = make_vector_env("CartPole-v1", num_envs=16)
     policy = MirrorPolicy(env.single_observation_space, env.single_action_space, width=32)
-    rule = NPG(policy, max_kl=0.02, step_size=None, fisher="exact", solver="cg", damping=0.01,
-               cg_iterations=10, cg_tolerance=1e-3)
+    rule = NPG(policy, max_kl=0.02, step_size=None, fisher="exact",
+               fisher_samples=None, solver="cg", damping=0.01, cg_iterations=10, cg_tolerance=1e-3)
     for i, mean_return in enumerate(train(env, policy, rule, iterations=40)):
         print(f"{i:3}  {mean_return:.1f}")

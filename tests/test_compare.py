@@ -56,6 +56,7 @@ def npg(policy, max_kl=0.02):
         max_kl=max_kl,
         step_size=None,
         fisher="exact",
+        fisher_samples=None,
         solver="cg",
         damping=1e-3,
         cg_iterations=20,

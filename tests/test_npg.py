@@ -107,6 +107,23 @@ def test_the_dense_solver_without_damping_says_what_to_do_about_a_singular_matri
         rule.step(replace(batch, obs=torch.zeros(16, 3)))
 
 
+@pytest.mark.parametrize("solver", ["cg", "dense"])
+@pytest.mark.parametrize("name", ["npg", "trpo"])
+def test_fisher_samples_are_drawn_once_and_the_gradient_is_that_of_all(name, solver):
+    policy, batch = problem("box")
+    old = copy.deepcopy(policy)
+    g = finite_difference(lambda theta: surrogate(old, moved(old, theta), batch), flat(old))
+    torch.manual_seed(0)
+    sample = batch.subsample(6)
+    assert len(set(map(tuple, sample.obs.tolist()))) == 6
+    A = dense_fisher(old, sample) + 0.1 * torch.eye(len(g))
+
+    torch.manual_seed(0)
+    rule = make_rule(name, policy, fisher_samples=6, solver=solver, damping=0.1, max_kl=1e-4)
+    eta = rule.step(batch)["algo/step_size"]
+    torch.testing.assert_close(A @ (flat(policy) - flat(old)), eta * g, rtol=1e-5, atol=1e-8)
+
+
 @pytest.mark.parametrize("prob", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("solver", ["cg", "dense"])
 def test_natural_gradient_of_two_arms_is_the_difference_of_their_rewards(prob, solver):

@@ -75,6 +75,7 @@ VALID = {
     "algo.optimizer._target_": ["torch.optim.SGD", "torch.optim.AdamW", "torch.optim.RMSprop"],
     "policy.hidden_sizes": [[], [1], [4, 4]],
     "policy.state_size": [1, 4],
+    "policy.update_bias": [-20, 0, 5.0],
     "policy.orthogonal_init": YES_NO,
     "policy.activation": ["tanh", "relu", "elu", "silu"],
     "policy.distribution": ["gaussian", "gaussian_state_std", "full_gaussian", "beta"],

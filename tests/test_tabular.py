@@ -182,7 +182,7 @@ def test_functions_of_theta_leave_the_policy_alone(ex):
 
 def test_npg_with_damping_is_the_packages(ex):
     rule = NPG(
-        tabular_policy(ex.pi), max_kl=0.01, step_size=None, fisher="exact",
+        tabular_policy(ex.pi), max_kl=0.01, step_size=None, fisher="exact", fisher_samples=None,
         solver="dense", damping=0.1, cg_iterations=1, cg_tolerance=0.0,
     )  # fmt: skip
     expected = tabular.natural_gradient_step(ex.mdp, rule.policy, 0.02, damping=0.1)

@@ -30,6 +30,8 @@ class NPG:
         max_kl: radius of the trust region; used where step_size is None.
         step_size: a fixed eta in place of the closed form, or None.
         fisher: `exact` (expectation over actions) or `empirical` (scores of the sampled actions).
+        fisher_samples: about how many transitions F is the mean over, drawn once an update from
+            those of the batch, or None for all of them.
         solver: `cg`, or `dense` (Cholesky, for some thousand parameters at most).
         damping: lambda in F + lambda I.
         cg_iterations: products with F at the most.
@@ -46,6 +48,7 @@ class NPG:
         max_kl: float,
         step_size: float | None,
         fisher: str,
+        fisher_samples: int | None,
         solver: str,
         damping: float,
         cg_iterations: int,
@@ -55,6 +58,8 @@ class NPG:
         if step_size is not None:
             check.positive(step_size=step_size)
         check.one_of(["exact", "empirical"], fisher=fisher)
+        if fisher_samples is not None:
+            check.whole(fisher_samples=fisher_samples)
         check.one_of(["cg", "dense"], solver=solver)
         check.non_negative(damping=damping)
         check.relative_tolerance(cg_tolerance=cg_tolerance)
@@ -63,6 +68,7 @@ class NPG:
         self.max_kl = max_kl
         self.step_size = step_size
         self.fisher = fisher
+        self.fisher_samples = fisher_samples
         self.solver = solver
         self.damping = damping
         self.cg_iterations = cg_iterations
@@ -80,7 +86,8 @@ class NPG:
         g = batch.gradient(objective, parameters)
 
         # d = (F + lambda I)^-1 g
-        F = fisher_operator(self.policy, batch, self.fisher)
+        sample = batch if self.fisher_samples is None else batch.subsample(self.fisher_samples)
+        F = fisher_operator(self.policy, sample, self.fisher)
         A = damped(F, self.damping)
         if self.solver == "dense":
             solution = solve_dense(A, g)

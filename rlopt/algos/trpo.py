@@ -29,6 +29,8 @@ class TRPO:
         kl: `analytic`, or `sampled`: the lecture's mean of ln pi_k(a | s) - ln pi_theta(a | s),
             which can be negative and then constrains nothing.
         fisher: `exact` (expectation over actions) or `empirical` (scores of the sampled actions).
+        fisher_samples: about how many transitions F is the mean over, drawn once an update from
+            those of the batch, or None for all of them.
         solver: `cg`, or `dense` (Cholesky, for some thousand parameters at most).
         damping: lambda in F + lambda I.
         cg_iterations: products with F at the most.
@@ -47,6 +49,7 @@ class TRPO:
         max_kl: float,
         kl: str,
         fisher: str,
+        fisher_samples: int | None,
         solver: str,
         damping: float,
         cg_iterations: int,
@@ -57,6 +60,8 @@ class TRPO:
         check.positive(max_kl=max_kl)
         check.one_of(["analytic", "sampled"], kl=kl)
         check.one_of(["exact", "empirical"], fisher=fisher)
+        if fisher_samples is not None:
+            check.whole(fisher_samples=fisher_samples)
         check.one_of(["cg", "dense"], solver=solver)
         check.non_negative(damping=damping)
         check.relative_tolerance(cg_tolerance=cg_tolerance)
@@ -66,6 +71,7 @@ class TRPO:
         self.max_kl = max_kl
         self.kl = kl
         self.fisher = fisher
+        self.fisher_samples = fisher_samples
         self.solver = solver
         self.damping = damping
         self.cg_iterations = cg_iterations
@@ -88,7 +94,8 @@ class TRPO:
         g = batch.gradient(objective, parameters)
 
         # d = (F + lambda I)^-1 g
-        F = fisher_operator(self.policy, batch, self.fisher)
+        sample = batch if self.fisher_samples is None else batch.subsample(self.fisher_samples)
+        F = fisher_operator(self.policy, sample, self.fisher)
         A = damped(F, self.damping)
         if self.solver == "dense":
             solution = solve_dense(A, g)

@@ -20,6 +20,7 @@ from rlopt.types import Batch
 
 UNDAMPED: dict[str, Any] = {
     "fisher": "exact",
+    "fisher_samples": None,
     "solver": "cg",
     "damping": 0.0,
     "cg_iterations": 50,

@@ -100,6 +100,8 @@ class Audit:
         trainer.iterate()
         self._watch()
         self._shrink_batch()
+        if hasattr(self.rule, "fisher_samples"):  # what is measured from here on is on few anyway
+            self.rule.fisher_samples = None
 
     def _watch(self) -> None:
         trainer, policy, baseline, rule = self.trainer, self.policy, self.baseline, self.rule
