@@ -1,5 +1,7 @@
 """Masked actions: probability 0, no part in anything; where the mask comes from."""
 
+from functools import partial
+
 import gymnasium as gym
 import numpy as np
 import probes
@@ -200,10 +202,11 @@ def test_envpool_is_not_chosen_for_masks_of_info():
 
 @pytest.mark.parametrize("kind", ["MaskInfo", "MaskKey", "MaskMultiInfo", "MaskMultiKey", "Dict"])
 def test_a_loaded_policy_gives_a_users_loop_allowed_actions(kind):
-    env = gym.make(f"Match{kind}-v0")
+    make_own = partial(gym.make, f"Match{kind}-v0")
+    env = make_own()
     flat = make_env(f"Match{kind}-v0", action_mask="Info" in kind)
     size = mask_size(flat.single_observation_space)
-    about = env.observation_space, env.action_space, f"Match{kind}-v0", 0, "cpu", size
+    about = env.observation_space, env.action_space, f"Match{kind}-v0", 0, "cpu", size, make_own
     policy = TrainedPolicy(probes.make_policy(flat), *about)
     obs, info = env.reset(seed=0)
     for _ in range(5):
