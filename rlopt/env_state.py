@@ -7,9 +7,9 @@ gives up at the first object whose state it can't know: a physics engine, a proc
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import gc
-import marshal
 import types
 from collections import deque
 from collections.abc import Iterator
@@ -199,7 +199,7 @@ def _items(x: Any, path: str) -> Iterator[tuple[Any, str, Any]]:
 class _Restore:
     def __init__(self) -> None:
         self.objects: list[Any] = []  # in the order of `_Capture.numbers`
-        self.parsed: dict[str, bytes] = {}
+        self.parsed: dict[str, Any] = {}
 
     def decode(self, state: Any, live: Any) -> Any:
         if not isinstance(state, list):
@@ -231,8 +231,8 @@ class _Restore:
     def _parse(self, text: str) -> Any:
         """The container of a text, another one at every call."""
         if text not in self.parsed:
-            self.parsed[text] = marshal.dumps(ast.literal_eval(text))  # copies fastest
-        return marshal.loads(self.parsed[text])
+            self.parsed[text] = ast.literal_eval(text)
+        return copy.deepcopy(self.parsed[text])
 
     def _children(self, items: list[Any], live: Any) -> dict[Any, Any]:
         if isinstance(live, list | tuple | deque):

@@ -19,6 +19,7 @@ from test_train_script import SCRIPTS, process, rows_of, run_here, summary_of, t
 
 from rlopt import checkpoint
 
+SLOW = pytest.mark.slow
 ALGOS = ["pg", "npg", "trpo", "ppo"]
 ROLLOUTS = {
     "steps": ["rollout.num_steps=16"],
@@ -114,7 +115,9 @@ def kill_at_random(folder, rng, *arguments, rows):
     assert started.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(("algo", "rollout"), [("npg", "steps"), ("ppo", "episodes")])
+@pytest.mark.parametrize(
+    ("algo", "rollout"), [("npg", "steps"), pytest.param("ppo", "episodes", marks=SLOW)]
+)
 def test_a_killed_run_goes_on_as_if_it_had_not_been(algo, rollout, tmp_path):
     arguments = settings(algo, rollout, "total_steps=5000")
     whole = train(tmp_path / "whole", *arguments)
@@ -171,7 +174,7 @@ def test_where_the_state_is_unknown_the_rollout_starts_anew_and_says_so(tmp_path
     assert steps[-1] >= 800
 
 
-@pytest.mark.parametrize("backend", ["async", "envpool"])
+@pytest.mark.parametrize("backend", [pytest.param("async", marks=SLOW), "envpool"])
 def test_whole_episodes_are_exact_on_a_backend_of_unknown_state(backend, tmp_path):
     if backend == "envpool":
         pytest.importorskip("envpool")
@@ -337,7 +340,11 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint(folder):
     assert resume(folder, "total_steps=1500")[0] is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGINT, marks=SLOW), signal.SIGTERM],
+    ids=["SIGINT", "SIGTERM"],
+)
 def test_a_signal_ends_the_run_after_a_checkpoint(number, tmp_path):
     arguments = settings("trpo", "steps", "checkpoint.every=100000000")
     folder = tmp_path / "run"
@@ -400,7 +407,10 @@ def at_the_moment(number, moment, folder):
     return subprocess.run([*probe, *command], capture_output=True, text=True, timeout=100)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment",
+    ["update", *(pytest.param(m, marks=SLOW) for m in ("rollout", "evaluation", "checkpoint"))],
+)
 def test_sigterm_at_any_moment_leaves_a_run_that_goes_on_exactly(moment, whole, tmp_path):
     folder = tmp_path / "run"
     done = at_the_moment(signal.SIGTERM, MOMENTS[moment], folder)
@@ -412,7 +422,7 @@ def test_sigterm_at_any_moment_leaves_a_run_that_goes_on_exactly(moment, whole, 
     assert_same_run(folder, whole)
 
 
-@pytest.mark.parametrize("calls", [pytest.param(7, marks=pytest.mark.slow), 8, 9, 10])
+@pytest.mark.parametrize("calls", [*(pytest.param(n, marks=SLOW) for n in (7, 8, 10)), 9])
 def test_kill_between_the_renames_of_a_checkpoint_leaves_one_that_is_whole(calls, whole, tmp_path):
     """Four neighbouring renames: of metrics.csv, of a new checkpoint, and of the one before."""
     folder = tmp_path / "run"

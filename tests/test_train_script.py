@@ -226,7 +226,17 @@ def test_a_run_prints_its_tuned_file_and_its_folder(tmp_path):
     assert f"wrote {tmp_path / 'run'}" in out
 
 
-@pytest.mark.parametrize("preset", [[], ["sweep=joblib"], ["sweep=submitit_local"]])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [
+        [],
+        pytest.param(["sweep=joblib"], marks=SLOW),
+        pytest.param(["sweep=submitit_local"], marks=SLOW),
+    ],
+)
 def test_a_sweeps_jobs_have_own_folders_and_equal_the_same_job_alone(preset, tmp_path):
     arguments = [*SMALL, "algo=ppo", "env=Pendulum-v1", "env.backend=sync"]
     sweep = process(
@@ -310,7 +320,7 @@ HYDRA_MISTAKES = [
     ("algo=trpo algo.backtrack_trys=3", "did you mean algo.backtrack_tries?"),
     ("env.kwargs.foo=1", "write +env.kwargs.foo="),
     ("algo=npgg", "Could not find 'algo/npgg'", "npg pg ppo ppo_clip trpo"),
-    ("policy=cnn", "Could not find 'policy/cnn'", "linear mlp"),
+    ("policy=rnn", "Could not find 'policy/rnn'", "cnn fourier gru linear mlp network"),
     ("experiment=no_such", "no_such"),
     ("gamma=abc", "gamma=abc", "'abc'", "Float"),
     ("seed=1.5", "seed=1.5", "Integer"),
