@@ -49,7 +49,11 @@ def failed(rows):
     return {name for name, row in rows if row.verdict == "FAIL"}
 
 
-COMBINATIONS = [*itertools.product(["pg", "npg", "trpo", "ppo"], ENVS), ("ppo_clip", ENVS[0])]
+COMBINATIONS = [
+    *itertools.product(["npg", "trpo"], ENVS),
+    *itertools.product(["pg", "ppo", "ppo_clip"], ENVS[:1]),
+    *(pytest.param(*c, marks=pytest.mark.slow) for c in itertools.product(["pg", "ppo"], ENVS[1:])),
+]
 
 
 @pytest.mark.parametrize(("algo", "env"), COMBINATIONS)
