@@ -24,7 +24,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from rlopt.config import Config, make_trainer
+from rlopt.build import make_trainer
+from rlopt.config import Config
 from rlopt.envs import make_vector_env
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

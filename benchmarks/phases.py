@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from ours import compose_config, raw
 from torch import Tensor, nn
 
-from rlopt.config import make_trainer
+from rlopt.build import make_trainer
 from rlopt.trainer import Trainer
 
 PARTS = {  # phase: the calls that it consists of

@@ -17,8 +17,8 @@ import torch
 from gymnasium import spaces
 from ours import compose_config
 
-from rlopt.config import make
 from rlopt.policies import MLPPolicy
+from rlopt.targets import make
 from rlopt.types import Batch
 
 OBS_SIZE, ACTION_SIZE = 17, 6

@@ -20,7 +20,8 @@ from torch.distributions import Distribution
 
 from rlopt import check, checkpoint
 from rlopt.action_spaces import env_action
-from rlopt.config import ConfigError, env_settings, make_env, make_policy, one_line, read_config
+from rlopt.build import env_settings, make_env, make_policy
+from rlopt.config import ConfigError, one_line, read_config
 from rlopt.envs import make_single_env
 from rlopt.masks import mask_last, mask_size
 from rlopt.networks import floats

@@ -26,6 +26,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 import cli
 from rlopt import check, checkpoint
+from rlopt.build import make_env, make_trainer
 from rlopt.compare import (
     Row,
     compare,
@@ -36,8 +37,9 @@ from rlopt.compare import (
     step_of,
     transition_table,
 )
-from rlopt.config import Config, ConfigError, make, make_env, make_trainer, one_line, read_config
+from rlopt.config import Config, ConfigError, one_line, read_config
 from rlopt.envs import derive_seed
+from rlopt.targets import make
 from rlopt.types import RecurrentPolicy
 
 if TYPE_CHECKING:

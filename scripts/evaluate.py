@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 
 import cli
 from rlopt import check
-from rlopt.config import ConfigError, env_settings, make_env, one_line
+from rlopt.build import env_settings, make_env
+from rlopt.config import ConfigError, one_line
 from rlopt.evaluate import evaluate, record_video
 from rlopt.trained import load_policy, read_run
 

@@ -9,7 +9,8 @@ import numpy as np
 from omegaconf import DictConfig
 
 import cli
-from rlopt.config import ConfigError, make_env, one_line
+from rlopt.build import make_env
+from rlopt.config import ConfigError, one_line
 from rlopt.export import INPUTS, Greedy, export, has_onnx, inputs_like
 from rlopt.trained import load_policy, read_run
 from rlopt.types import obs_tensor

@@ -32,7 +32,8 @@ import resuming
 import rlopt
 import sweep
 from rlopt import checkpoint, distributed
-from rlopt.config import Config, ConfigError, make_trainer, one_line, remarks, remarks_on_images
+from rlopt.build import make_trainer, remarks_on_images
+from rlopt.config import Config, ConfigError, one_line, remarks
 from rlopt.evaluate import Evaluation
 from rlopt.folder import claimed, is_empty
 from rlopt.trainer import Trainer

@@ -19,7 +19,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 import cli
-from rlopt.config import Config, make_trainer
+from rlopt.build import make_trainer
+from rlopt.config import Config
 from rlopt.rows import Row, tolerance
 from rlopt.verify import verify
 

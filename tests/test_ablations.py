@@ -6,7 +6,8 @@ import pytest
 from probes import CONFIGS, compose_config
 from test_train_script import SMALL, run_here, summary_of
 
-from rlopt.config import make_trainer, to_dict
+from rlopt.build import make_trainer
+from rlopt.config import to_dict
 from rlopt.logger import flat
 
 FOLDER = CONFIGS / "experiment" / "ablation"

@@ -9,8 +9,9 @@ from probes import compose_config, make_env
 from test_train_script import run_here, train
 
 from rlopt import load
-from rlopt.config import ConfigError, make_trainer
-from rlopt.config import make_env as make_configured_env
+from rlopt.build import make_env as make_configured_env
+from rlopt.build import make_trainer
+from rlopt.config import ConfigError
 from rlopt.envs import find_spec
 
 FRAME = 84 * 84

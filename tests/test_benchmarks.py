@@ -16,8 +16,8 @@ from jobs import PAIRS, overrides
 from ours import compose_config
 from startup import is_solved, read_rows
 
-from rlopt.config import bind
 from rlopt.fisher import fisher_operator
+from rlopt.targets import bind
 
 
 def test_the_clock_counts_what_follows_the_warmup(monkeypatch):

@@ -9,7 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 from probes import CONFIGS, compose_config
 
-from rlopt.config import GROUPS, make_trainer
+from rlopt.build import make_trainer
+from rlopt.targets import GROUPS
 
 CHOICES = [sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")) for group in GROUPS]
 NETWORKS = {"fourier", "cnn", "network", "trunk"}  # nothing but other networks: with each rule once

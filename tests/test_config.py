@@ -13,16 +13,9 @@ from hydra.utils import get_method
 from omegaconf import MISSING, OmegaConf
 from probes import CONFIGS, WithSpaces
 
-from rlopt.config import (
-    GROUPS,
-    Config,
-    ConfigError,
-    keyword_parameters,
-    make_trainer,
-    nearest,
-    remarks,
-    to_dict,
-)
+from rlopt.build import make_trainer
+from rlopt.config import Config, ConfigError, nearest, remarks, to_dict
+from rlopt.targets import GROUPS, keyword_parameters
 
 GIVEN = {"gamma", "policy"}  # by the package
 gym.register(

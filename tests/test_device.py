@@ -11,7 +11,7 @@ import torch
 from probes import compose_config
 from torch.overrides import TorchFunctionMode
 
-from rlopt.config import make_trainer
+from rlopt.build import make_trainer
 from rlopt.linalg import flatten
 
 FACTORIES = {

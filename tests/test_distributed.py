@@ -22,7 +22,7 @@ from rlopt import distributed
 from rlopt.advantages import standardize
 from rlopt.audit import Audit
 from rlopt.baselines import LinearBaseline, MLPBaseline, explained_variance
-from rlopt.config import make_trainer
+from rlopt.build import make_trainer
 from rlopt.normalize import RunningNorm
 from rlopt.types import Rollout
 

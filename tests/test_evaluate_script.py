@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from test_train_script import assert_one_error_line, content, process, run_here, summary_of, train
 
-from rlopt.config import EVALUATION_STREAM
+from rlopt.build import EVALUATION_STREAM
 from rlopt.envs import derive_seed
 
 RETURNS = re.compile(r"mean (\S+)  std (\S+)  min (\S+)  max (\S+)")

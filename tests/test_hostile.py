@@ -15,7 +15,7 @@ from gymnasium.vector.utils import batch_space
 from probes import TWO_ACTIONS, UNIT_ACTIONS, compose_config
 
 from rlopt import checkpoint, evaluate
-from rlopt.config import EVALUATION_STREAM, make_trainer
+from rlopt.build import EVALUATION_STREAM, make_trainer
 from rlopt.envs import derive_seed
 from rlopt.evaluate import Evaluation
 from rlopt.faults import BrokenEnvError

@@ -4,7 +4,7 @@ import pytest
 from oracles import RULES
 from probes import compose_config
 
-from rlopt.config import make_trainer
+from rlopt.build import make_trainer
 from rlopt.verify import verify
 
 SMALL = ["policy=gru", "policy.state_size=8", "baseline.hidden_sizes=[8]", "~tuned"]

@@ -16,7 +16,8 @@ from torch.distributions import kl_divergence
 
 from rlopt import load
 from rlopt.baselines import CNNBaseline, MLPBaseline, TrunkBaseline
-from rlopt.config import ConfigError, make_trainer, remarks_on_images
+from rlopt.build import make_trainer, remarks_on_images
+from rlopt.config import ConfigError
 from rlopt.export import Greedy, export
 from rlopt.fisher import fisher_operator
 from rlopt.linalg import chunk_that_fits, dense, gradient

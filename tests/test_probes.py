@@ -7,7 +7,7 @@ import pytest
 import torch
 from probes import compose_config
 
-from rlopt.config import make_trainer
+from rlopt.build import make_trainer
 
 GAMMA = 0.5
 RULES = {

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from probes import CONFIGS, compose_config
 
 import cli
-from rlopt.config import GROUPS, make_trainer
+from rlopt.build import make_trainer
+from rlopt.targets import GROUPS
 
 ENVS = ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1", "Counting-v0", "RewardIsActionContinuous-v0"]
 SMALL = {  # what every draw starts from: small enough for hundreds of them

@@ -14,7 +14,7 @@ from torch.distributions import kl_divergence
 
 from rlopt import checkpoint, load
 from rlopt.audit import Audit
-from rlopt.config import make_trainer
+from rlopt.build import make_trainer
 from rlopt.evaluate import evaluate
 from rlopt.fisher import fisher_operator
 from rlopt.linalg import dense, flatten

@@ -10,8 +10,8 @@ import results_page
 from ours import compose_config
 from published import PUBLISHED, Published, verdict
 
-from rlopt.config import bind
 from rlopt.report.stats import first_reached
+from rlopt.targets import bind
 
 
 @pytest.mark.parametrize(

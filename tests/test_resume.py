@@ -366,7 +366,7 @@ def test_a_signal_ends_the_run_after_a_checkpoint(number, tmp_path):
 
 AT_A_MOMENT = """
 import os, pathlib, runpy, sys
-import rlopt.config
+import rlopt.build
 from rlopt import checkpoint
 from rlopt.algos import trpo
 from rlopt.rollout import Recorder, StepRollout
@@ -388,7 +388,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 MOMENTS = {
     "rollout": ("Recorder", "_act", 70),
     "update": ("trpo.TRPO", "step", 5),
-    "evaluation": ("rlopt.config", "evaluate", 1),
+    "evaluation": ("rlopt.build", "evaluate", 1),
     "checkpoint": ("checkpoint", "save", 2),
 }
 MOMENT_SETTINGS = settings("trpo", "steps", "total_steps=1500")

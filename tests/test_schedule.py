@@ -11,7 +11,8 @@ from test_resume import assert_same
 from test_train_script import run_here, train
 
 from rlopt import checkpoint
-from rlopt.config import ConfigError, make_trainer
+from rlopt.build import make_trainer
+from rlopt.config import ConfigError
 
 SMALL = [
     "env=Pendulum-v1",  # no episode ends in these runs: an iteration is 4 x 16 steps

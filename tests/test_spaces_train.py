@@ -6,7 +6,7 @@ import pytest
 from probes import MATCHES, compose_config
 
 from rlopt.action_spaces import BOX_HEADS
-from rlopt.config import make_trainer
+from rlopt.build import make_trainer
 from rlopt.verify import verify
 
 RULES = {

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from test_train_script import train
 
 from rlopt import load
-from rlopt.config import EVALUATION_STREAM
+from rlopt.build import EVALUATION_STREAM
 from rlopt.envs import derive_seed, make_vector_env
 from rlopt.evaluate import evaluate
 from rlopt.trained import batch_shape, flatten

@@ -8,7 +8,7 @@ import torch
 from probes import compose_config
 
 from rlopt import checkpoint
-from rlopt.config import make_trainer
+from rlopt.build import make_trainer
 from rlopt.envs import derive_seed
 from rlopt.evaluate import Evaluation
 from rlopt.trainer import evaluation_metrics

@@ -14,11 +14,11 @@ from probes import compose_config
 from torch import nn
 from torch.distributions import Independent
 
-from rlopt import advantages, config, fisher, linalg
+from rlopt import advantages, build, fisher, linalg
 from rlopt.advantages import standardize
 from rlopt.algos.npg import NPG
 from rlopt.algos.trpo import TRPO
-from rlopt.config import make_trainer
+from rlopt.build import make_trainer
 from rlopt.linalg import Solution
 from rlopt.line_search import LineSearch, backtrack
 from rlopt.policies import MLPPolicy
@@ -244,7 +244,7 @@ def normaliser_before_the_update(patch):
             self.policy.update_statistics(batch.obs)
             return super()._update(batch)
 
-    patch.setattr(config, "Trainer", Early)
+    patch.setattr(build, "Trainer", Early)
 
 
 class Unnormalised(NPG):
@@ -344,13 +344,13 @@ def takes_autoreset_rows(patch):
 
 
 def evaluation_moves_the_normaliser(patch):
-    evaluate = config.evaluate
+    evaluate = build.evaluate
 
     def wrong(policy, env, **options):
         policy.update_statistics(torch.randn(10, 4))
         return evaluate(policy, env, **options)
 
-    patch.setattr(config, "evaluate", wrong)
+    patch.setattr(build, "evaluate", wrong)
 
 
 def wrong_sign(patch):

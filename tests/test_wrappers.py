@@ -9,8 +9,9 @@ from test_env_state import play
 from test_train_script import run_here, train
 
 from rlopt import checkpoint, load
-from rlopt.config import ConfigError, make_trainer
-from rlopt.config import make_env as make_configured_env
+from rlopt.build import make_env as make_configured_env
+from rlopt.build import make_trainer
+from rlopt.config import ConfigError
 from rlopt.env_state import capture, restore
 
 WRAPPERS = "gymnasium.wrappers"

@@ -1,0 +1,243 @@
+"""From a composed config to the parts of a run; mistakes end here, in one line, before training."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from rlopt import atari
+from rlopt.config import (
+    ConfigError,
+    is_number,
+    nearest,
+    one_line,
+    refuse_contradictions,
+    to_dict,
+    validate,
+)
+from rlopt.distributed import gather_list, rank, share, world_size
+from rlopt.envs import derive_seed, fastest_backend, make_vector_env
+from rlopt.evaluate import Evaluation, as_gif, evaluate, record_video, refuse_undrawable
+from rlopt.linalg import chunk_that_fits
+from rlopt.logger import Logger, NoLogger, flat
+from rlopt.policies import FourierPolicy, MLPPolicy
+from rlopt.recurrent import rollout_space
+from rlopt.schedule import Schedule
+from rlopt.targets import bind, make, make_wrapper, naming
+from rlopt.trainer import Trainer
+from rlopt.types import RecurrentPolicy
+
+TRAINING_STREAM, EVALUATION_STREAM, SAMPLING_STREAM = 0, 1, 2
+NUM_STREAMS = 3  # of each process
+
+
+def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = None) -> Trainer:
+    """All parts of a run, from its seed; writes nothing before every part is made.
+
+    Networks start the same in every process; environments and sampling have seeds of their own. A
+    resumed run goes on from `state`, a checkpoint, or from its start where that is empty.
+
+    Raises:
+        ConfigError: a mistake in the config.
+    """
+    validate(cfg)
+    torch.set_num_threads(cfg.num_threads)
+    torch.manual_seed(cfg.seed)
+    if cfg.env.backend == "auto":  # recorded in the saved config
+        with naming("env", cfg.env):
+            cfg.env.backend = fastest_backend(
+                cfg.env.id, cfg.env.kwargs, cfg.env.action_mask, cfg.env.wrappers
+            )
+    env, eval_env = make_env(cfg), make_env(cfg, evaluation=True)
+    policy = make_policy(cfg, env)
+    obs_space = rollout_space(policy, env.single_observation_space)
+    baseline = make(cfg, "baseline", obs_space, policy=policy).to(cfg.device)
+    fit_into_memory(cfg, policy, baseline, spaces.flatdim(obs_space))
+    rule = make(cfg, "algo", policy)
+    advantage = make_advantage(cfg)
+    training_seed, evaluation_seed, sampling_seed = (
+        derive_seed(cfg.seed, NUM_STREAMS * rank() + stream)
+        for stream in (TRAINING_STREAM, EVALUATION_STREAM, SAMPLING_STREAM)
+    )
+    rollout = make(cfg, "rollout", env, cfg.device, training_seed)
+    refuse_contradictions(cfg)
+    if rank() > 0:
+        torch.manual_seed(sampling_seed)
+
+    def evaluate_policy(episodes: int) -> Evaluation:
+        own = evaluate(
+            policy,
+            eval_env,
+            episodes=math.ceil(episodes / world_size()),
+            seed=evaluation_seed,
+            deterministic=True,
+            device=cfg.device,
+        )
+        return Evaluation(gather_list(own.returns), gather_list(own.lengths))
+
+    record = NoLogger(folder)
+    schedules = make_schedules(cfg, policy, rule, baseline, obs_space)
+    trainer = Trainer(
+        policy, baseline, rule, advantage, rollout, evaluate_policy, record, cfg, schedules
+    )
+    if state:
+        load_state(trainer, state)
+    if rank() == 0:
+        if cfg.log.video:
+            film(trainer, cfg, folder / "videos", evaluation_seed)
+        resumed_at = None if state is None else trainer.env_steps
+        trainer.logger = Logger(folder, to_dict(cfg), cfg.total_steps, resumed_at)
+    return trainer
+
+
+def make_env(cfg: DictConfig, evaluation: bool = False) -> VectorEnv:
+    """The vector environment of `cfg.env`, this process' share of it."""
+    settings = env_settings(cfg, evaluation)
+    with naming("env", cfg.env):
+        settings["num_envs"] = share(num_envs=cfg.env.num_envs)
+        return make_vector_env(settings.pop("id"), **settings)
+
+
+def env_settings(cfg: DictConfig, evaluation: bool) -> dict[str, Any]:
+    """`cfg.env` as arguments of `make_vector_env`.
+
+    In evaluation the reward is the environment's own: without wrappers of the reward, and of a
+    game its score.
+    """
+    settings = to_dict(cfg.env)
+    wrappers = enumerate(settings.get("wrappers", []))
+    made = [make_wrapper(f"env.wrappers[{i}]", wrapper, evaluation) for i, wrapper in wrappers]
+    settings["wrappers"] = [wrapper for wrapper in made if wrapper is not None]
+    if evaluation and atari.is_atari(cfg.env.id):
+        settings["kwargs"] |= atari.SCORES
+    return settings
+
+
+def make_policy(cfg: DictConfig, env: VectorEnv) -> Any:
+    """The policy of `cfg.policy` for the spaces of `env`, on `cfg.device`."""
+    policy = make(cfg, "policy", env.single_observation_space, env.single_action_space)
+    return policy.to(cfg.device)
+
+
+def make_advantage(cfg: DictConfig) -> Any:
+    """The estimator of `cfg.advantage` with its settings and `cfg.gamma` bound."""
+    section = OmegaConf.create({"advantage": {**cfg.advantage, "gamma": cfg.gamma}})
+    estimator = bind(section, "advantage")
+    zero, no = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool)
+    with naming("advantage", cfg.advantage):
+        # it checks its settings when called: call it before training does
+        advantage = estimator(zero, torch.zeros(2, 1), no, no, no)
+    if not (torch.is_tensor(advantage) and advantage.shape == zero.shape):
+        target = cfg.advantage._target_
+        raise ConfigError(f"advantage._target_={target} can't be that: it returns no advantages")
+    return estimator
+
+
+def make_schedules(
+    cfg: DictConfig, policy: Any, rule: Any, baseline: Any, obs_space: spaces.Space
+) -> dict[str, Schedule]:
+    """What `cfg.schedule` names, settings of the rule and the baseline, by their full names.
+
+    The parts check values when they are made, so others are made of the values at the end; what is
+    sound there and at the start is sound between.
+
+    Raises:
+        ConfigError: no number of that name, or one that the part refuses.
+    """
+    parts = {"algo": (rule, policy), "baseline": (baseline, obs_space)}
+    numbers = [key for key, x in flat({s: to_dict(cfg[s]) for s in parts}).items() if is_number(x)]
+    schedules, end = {}, OmegaConf.create({section: cfg[section] for section in parts})
+    for key, last in flat(to_dict(cfg.schedule)).items():
+        if key not in numbers:
+            hint = nearest(key, numbers)
+            raise ConfigError(f"schedule.{key} names no number of algo or baseline: {hint}")
+        if not is_number(last):
+            raise ConfigError(f"schedule.{key} must be a number, got {last!r}")
+        section, _, name = key.partition(".")
+        schedule = Schedule(parts[section][0], name, OmegaConf.select(cfg, key), last)
+        if schedule.present != schedule.start:
+            part = type(schedule.part).__name__
+            raise ConfigError(f"schedule.{key} is without effect: {part} keeps no {name} here")
+        schedules[key] = schedule
+        OmegaConf.update(end, key, schedule.at(1 - 1e-9))  # the end may be a limit: 0
+    try:
+        with torch.random.fork_rng():
+            for section in dict.fromkeys(key.partition(".")[0] for key in schedules):
+                make(end, section, parts[section][1], policy=policy)
+    except ConfigError as error:
+        raise ConfigError(f"schedule: at the end of the run {error}") from error
+    return schedules
+
+
+def fit_into_memory(cfg: DictConfig, policy: Any, baseline: Any, obs_size: int) -> None:
+    """Where `chunk_size` is null, and a large batch's graph may not fit, write one that does."""
+    row_size = obs_size + isinstance(policy, RecurrentPolicy)  # each row begins a sequence
+
+    def params(rows: int) -> Tensor:
+        return policy.dist_params(torch.ones(rows, row_size, device=cfg.device))
+
+    def values(rows: int) -> Tensor:
+        step = torch.zeros(rows, dtype=torch.int64, device=cfg.device)
+        return baseline(torch.ones(rows, obs_size, device=cfg.device), step)
+
+    with naming("policy", cfg.policy):
+        if cfg.chunk_size is None:
+            cfg.chunk_size = chunk_that_fits(params)
+    with naming("baseline", cfg.baseline):
+        if cfg.baseline.get("chunk_size", 0) is None:
+            cfg.baseline.chunk_size = baseline.chunk_size = chunk_that_fits(values)
+
+
+def film(trainer: Trainer, cfg: DictConfig, folder: Path, seed: int) -> None:
+    """Make every evaluation leave a video of one greedy episode too.
+
+    Raises:
+        ConfigError: the environment can't be drawn, or a package is missing.
+    """
+    try:
+        settings = env_settings(cfg, evaluation=True)
+        refuse_undrawable(settings)
+    except ValueError as error:
+        raise ConfigError(f"log.video=true: {one_line(error)}") from error
+    evaluate_only = trainer.evaluate
+
+    def evaluate_and_film(episodes: int) -> Evaluation:
+        to = folder / f"step_{trainer.env_steps}"
+        if not to.exists():  # a second evaluation at the same step
+            options: dict[str, Any] = {"seed": seed, "deterministic": True, "device": cfg.device}
+            record_video(trainer.policy, settings, to, episodes=1, **options)
+        for path in to.glob("*.mp4"):
+            trainer.logger.gif("eval/video", trainer.env_steps, as_gif(path))
+        return evaluate_only(episodes)
+
+    trainer.evaluate = evaluate_and_film
+
+
+def load_state(trainer: Trainer, state: dict[str, Any]) -> None:
+    """Put a checkpoint into the trainer.
+
+    Raises:
+        ConfigError: it is that of other networks, another rule or other environments.
+    """
+    try:
+        trainer.load_state_dict(state)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ConfigError(f"resume: the checkpoint does not fit the config ({reason})") from error
+
+
+def remarks_on_images(policy: Any) -> list[str]:
+    """A line on a policy that takes an image for a vector."""
+    if not isinstance(policy, MLPPolicy | FourierPolicy) or not policy.images:
+        return []
+    shape = "x".join(map(str, policy.images[0].shape or ()))
+    return [
+        f"an image of {shape} is a vector to this policy: policy=cnn baseline=cnn see it as one"
+    ]
