@@ -25,7 +25,7 @@ from rlopt.evaluate import MAX_EPISODE_STEPS
 from rlopt.fisher import fisher_operator
 from rlopt.linalg import assign, flatten
 from rlopt.mdp import TabularEnv, TabularMDP, from_gymnasium
-from rlopt.rollout import Recorder, run_episodes, sample
+from rlopt.recorder import Recorder, run_episodes, sample
 from rlopt.tabular import action_probabilities, expected_return
 from rlopt.trainer import Trainer
 from rlopt.types import Batch, Policy, UpdateRule

@@ -17,7 +17,7 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import RecordVideo
 
 from rlopt.envs import flat_observations, make_single_env
-from rlopt.rollout import EndlessEpisodeError, Recorder, mode, run_episodes, sample
+from rlopt.recorder import EndlessEpisodeError, Recorder, mode, run_episodes, sample
 from rlopt.types import Policy
 
 MAX_EPISODE_STEPS = 100_000

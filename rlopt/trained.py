@@ -25,7 +25,7 @@ from rlopt.config import ConfigError, one_line, read_config
 from rlopt.envs import make_single_env
 from rlopt.masks import mask_last, mask_size
 from rlopt.networks import floats
-from rlopt.rollout import mode, sample
+from rlopt.recorder import mode, sample
 from rlopt.types import RecurrentPolicy, obs_tensor
 
 

@@ -20,7 +20,7 @@ from rlopt.config import ConfigError, nearest, one_line
 from rlopt.distributed import LostProcessError, is_first_to_ask
 from rlopt.faults import BrokenEnvError
 from rlopt.linalg import SingularMatrixError
-from rlopt.rollout import EndlessEpisodeError
+from rlopt.recorder import EndlessEpisodeError
 from usage import help_text
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -19,7 +19,7 @@ from rlopt.build import EVALUATION_STREAM, make_trainer
 from rlopt.envs import derive_seed
 from rlopt.evaluate import Evaluation
 from rlopt.faults import BrokenEnvError
-from rlopt.rollout import EndlessEpisodeError
+from rlopt.recorder import EndlessEpisodeError
 
 BAD = 1  # index of the environment at fault
 BAD_SEED = derive_seed(0, 0) + BAD

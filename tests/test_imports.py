@@ -99,6 +99,7 @@ def test_defaults_are_found():
         "baselines.py",
         "least_squares.py",
         "rollout.py",
+        "recorder.py",
         "advantages.py",
     ],
 )

@@ -17,7 +17,7 @@ from rlopt.distributions import MASKED, Categorical
 from rlopt.envs import fastest_backend
 from rlopt.faults import BrokenEnvError
 from rlopt.masks import mask_size
-from rlopt.rollout import Recorder, sample
+from rlopt.recorder import Recorder, sample
 from rlopt.trained import TrainedPolicy
 
 

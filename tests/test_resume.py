@@ -369,7 +369,8 @@ import os, pathlib, runpy, sys
 import rlopt.build
 from rlopt import checkpoint
 from rlopt.algos import trpo
-from rlopt.rollout import Recorder, StepRollout
+from rlopt.recorder import Recorder
+from rlopt.rollout import StepRollout
 
 owner, name, calls, number = eval(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 original, seen = getattr(owner, name), []

@@ -6,7 +6,8 @@ import pytest
 import torch
 from probes import make_env, make_policy
 
-from rlopt.rollout import EpisodeRollout, Recorder, StepRollout, mode, run_episodes, sample
+from rlopt.recorder import Recorder, mode, run_episodes, sample
+from rlopt.rollout import EpisodeRollout, StepRollout
 
 COUNTING = ["sync", "async", "vector_entry_point"]
 

@@ -19,7 +19,7 @@ from torch.distributions import kl_divergence
 
 from rlopt.action_spaces import BOX_HEADS, HUGE, categories, env_action, leaves, num_columns
 from rlopt.fisher import kl_hessian_metric
-from rlopt.rollout import Recorder, sample
+from rlopt.recorder import Recorder, sample
 
 pytestmark = pytest.mark.usefixtures("float64")
 

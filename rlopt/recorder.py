@@ -1,0 +1,204 @@
+"""Stepping a vector environment with a policy, and keeping what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.distributions import Distribution
+
+from rlopt import env_state, faults
+from rlopt.action_spaces import env_action
+from rlopt.types import (
+    NonFiniteError,
+    Policy,
+    RecurrentPolicy,
+    Rollout,
+    float_tensor,
+    obs_tensor,
+)
+
+Choose = Callable[[Distribution], Tensor]
+
+
+def sample(dist: Distribution) -> Tensor:
+    """A random action."""
+    return dist.sample()
+
+
+def mode(dist: Distribution) -> Tensor:
+    """The most probable action."""
+    return dist.mode
+
+
+class EndlessEpisodeError(ValueError):
+    """An episode did not end within the limit."""
+
+
+class Recorder:
+    """Steps a vector environment and keeps rows; knows NEXT_STEP autoreset and episode steps.
+
+    A recurrent policy's state is carried from step to step, and is 0 where an episode starts.
+    """
+
+    def __init__(self, env: VectorEnv, device: torch.device | str, choose: Choose) -> None:
+        self.env = env
+        self.device = device
+        self.choose = choose
+        self.needs_reset = True
+
+    def reset(self, seed: int | None) -> None:
+        """Start a fresh episode in every environment."""
+        N = self.env.num_envs
+        self.obs = faults.reset(self.env, seed)
+        self.step_index = np.zeros(N, dtype=np.int64)
+        self.autoreset = np.zeros(N, dtype=bool)  # the next row only resets this environment
+        self.episode_return = np.zeros(N)
+        self.state: Tensor | None = None  # [N, H] of a recurrent policy, before `obs`
+        self.needs_reset = False
+        for i in np.flatnonzero(~np.isfinite(self.obs).reshape(N, -1).all(-1)):
+            message = f"environment {i} gave a non-finite observation at step 0 of its episode"
+            raise NonFiniteError(message, num_steps=0)
+
+    def state_dict(self) -> Any:
+        """Where each episode is, the environments' state included; None where it is unknown."""
+        if self.needs_reset:
+            return None
+        own = (self.obs, self.step_index, self.autoreset, self.episode_return)
+        memory = None if self.state is None else self.state.cpu().numpy()
+        return env_state.capture_known({"env": self.env, "own": own, "memory": memory})
+
+    def load_state_dict(self, state: Any) -> None:
+        """The reverse of `state_dict`, for a recorder that was reset."""
+        restored = env_state.restore(state, {"env": self.env})
+        self.obs, self.step_index, self.autoreset, self.episode_return = restored["own"]
+        if restored.get("memory") is not None:
+            self.state = float_tensor(restored["memory"], self.device)
+
+    @torch.inference_mode()
+    def _act(self, policy: Policy) -> tuple[NDArray, Any]:
+        """Actions as sampled, and as the environment takes them."""
+        if self.state is None:
+            dist = policy(obs_tensor(self.obs, self.device))
+        else:
+            dist = self._advance(policy, float_tensor(self.obs, self.device), self.state)
+        action = self.choose(dist).cpu().numpy()
+        return action, env_action(self.env.single_action_space, action)
+
+    def _advance(self, policy: Any, obs: Tensor, state: Tensor) -> Distribution:
+        dist, new = policy.advance(obs, state)
+        self.state = new
+        if self.autoreset.any():  # the next observation is an episode's first
+            self.state = new * float_tensor(~self.autoreset, self.device)[:, None]
+        return dist
+
+    def record(
+        self,
+        policy: Policy,
+        quota: NDArray[np.int64] | None,
+        num_rows: int,
+        max_episode_steps: int | None = None,
+    ) -> Rollout:
+        """Step for `num_rows` rows, or until each environment has ended `quota` [N] episodes.
+
+        Stops too where one of these episodes is longer than `max_episode_steps`.
+        """
+        obs, steps, actions = [self.obs], [self.step_index], []
+        rows: list[tuple[NDArray, ...]] = []
+        returns: list[float] = []
+        lengths: list[int] = []
+        remaining = None if quota is None else quota.copy()
+        if isinstance(policy, RecurrentPolicy) and self.state is None:
+            zeros = np.zeros((self.env.num_envs, policy.state_size))
+            self.state = float_tensor(zeros, self.device)
+        states = [self.state]
+        while len(rows) < num_rows and (remaining is None or remaining.any()):
+            action, env_action = self._act(policy)
+            next_obs, reward, terminated, truncated = faults.step(self.env, env_action)
+
+            valid = ~self.autoreset if remaining is None else ~self.autoreset & (remaining > 0)
+            done = terminated | truncated
+            self.episode_return = np.where(self.autoreset, 0.0, self.episode_return + reward)
+            self.step_index = np.where(self.autoreset, 0, self.step_index + 1)
+            self.autoreset = done
+            if done.any():
+                for i in np.flatnonzero(done & valid):
+                    returns.append(float(self.episode_return[i]))
+                    lengths.append(int(self.step_index[i]))
+                    if remaining is not None:
+                        remaining[i] -= 1
+
+            self.obs = next_obs
+            obs.append(self.obs)
+            states.append(self.state)
+            steps.append(self.step_index)
+            actions.append(action)
+            rows.append((reward, terminated, truncated, valid))
+            if not np.isfinite(self.obs).all():
+                break  # no policy can act on it; _check_finite says where it came from
+            if (
+                remaining is not None
+                and max_episode_steps is not None
+                and (self.step_index[remaining > 0].max(initial=0) > max_episode_steps)
+            ):
+                break
+
+        reward, terminated, truncated, valid = map(np.stack, zip(*rows, strict=True))
+        to_device = partial(torch.as_tensor, device=self.device)
+        rollout = Rollout(
+            obs=_with_states(obs_tensor(np.stack(obs), self.device), states),
+            action=to_device(np.stack(actions)),
+            reward=float_tensor(np.where(valid, reward, 0.0), self.device),
+            terminated=to_device(terminated),
+            truncated=to_device(truncated),
+            valid=to_device(valid),
+            step=to_device(np.stack(steps)),
+            episode_returns=returns,
+            episode_lengths=lengths,
+        )
+        _check_finite(rollout)
+        return rollout
+
+
+def run_episodes(
+    recorder: Recorder, policy: Policy, episodes: int, max_episode_steps: int
+) -> Rollout:
+    """`episodes` whole trajectories from a recorder that was just reset, divided evenly beforehand.
+
+    Raises:
+        EndlessEpisodeError: an episode did not end within `max_episode_steps`.
+    """
+    N = recorder.env.num_envs
+    quota = np.full(N, episodes // N) + (np.arange(N) < episodes % N)
+    num_rows = int(quota.max()) * (max_episode_steps + 1)
+    rollout = recorder.record(policy, quota, num_rows, max_episode_steps)
+    all_ended = len(rollout.episode_returns) == episodes
+    if not all_ended or max(rollout.episode_lengths) > max_episode_steps:
+        raise EndlessEpisodeError(
+            f"an episode did not end within {max_episode_steps} steps: set env.max_episode_steps, "
+            "raise rollout.max_episode_steps, or use rollout=steps"
+        )
+    return rollout
+
+
+def _with_states(obs: Tensor, states: list[Any]) -> Tensor:
+    """Observations [T+1, N, d] with the states [N, H] before them behind, where there are any."""
+    return obs if states[0] is None else torch.cat([obs, torch.stack(states)], dim=-1)
+
+
+def _check_finite(rollout: Rollout) -> None:
+    for name, x in (("reward", rollout.reward), ("observation", rollout.obs)):
+        if not x.is_floating_point():
+            continue
+        bad = ~torch.isfinite(x).reshape(*x.shape[:2], -1).all(-1)
+        if bad.any():
+            row, index = bad.nonzero()[0].tolist()
+            step = int(rollout.step[row, index])
+            message = f"environment {index} gave a non-finite {name} at step {step} of its episode"
+            raise NonFiniteError(message, rollout.num_steps)
