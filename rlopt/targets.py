@@ -53,13 +53,9 @@ def make(cfg: DictConfig, section: str, *args: Any, **given: Any) -> Any:
 def bind(cfg: DictConfig, section: str, **given: Any) -> Callable[..., Any]:
     """The `_target_` of `cfg[section]` with its settings bound, to be called."""
     name = cfg[section].get("_target_")
-    target = locate(section, name)
+    target, found = locate(section, name), settings_of(section, name)
     settings = [key for key in cfg[section] if not str(key).startswith("_")]
-    try:
-        parameters = inspect.signature(target).parameters.values()
-        found = keyword_parameters(target)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{section}._target_={name} can't be that: {error}") from error
+    parameters = inspect.signature(target).parameters.values()
     names = [p.name for p in parameters]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     given = {name: value for name, value in given.items() if name in found}
@@ -76,6 +72,20 @@ def bind(cfg: DictConfig, section: str, **given: Any) -> Callable[..., Any]:
     with naming(section, cfg[section]):
         bound = instantiate(cfg[section], _convert_="all", _partial_=True)
     return partial(bound, **given) if given else bound
+
+
+def settings_of(section: str, name: Any) -> dict[str, inspect.Parameter]:
+    """What the `_target_` of a section can be given by name.
+
+    Raises:
+        ConfigError: there is no such target, or none that can be called with settings.
+    """
+    try:
+        return keyword_parameters(locate(section, name))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{section}._target_={name} can't be that: {error}") from error
 
 
 def keyword_parameters(target: Any) -> dict[str, inspect.Parameter]:

@@ -22,6 +22,7 @@ import gymnasium
 import hydra
 import numpy as np
 import torch
+import tuned
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -58,6 +59,7 @@ def main(cfg: DictConfig) -> float | None:
 def train(cfg: DictConfig, overrides: list[str], folder: Path) -> float:
     """A run, new or the one that `resume` names, in a folder that no other process writes."""
     cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "sweep"])
+    cfg = tuned.fitted(cfg, overrides)
     OmegaConf.resolve(cfg)
     if cfg.resume and distributed.world_size() > 1:
         raise ConfigError(f"resume={cfg.resume}: a run of several processes can't be resumed")
@@ -79,10 +81,10 @@ def make_and_run(cfg: DictConfig, overrides: list[str], folder: Path) -> float:
     else:
         refuse_used(folder)  # again: it may have been used before it was claimed
     choices: Any = HydraConfig.get().runtime.choices
-    algo, tuned = choices.algo, tuned_file(choices)
+    algo, tuned_file = choices.algo, tuned.file()
     trainer = make_trainer(cfg, folder, state)
     where = f"{cfg.env.id} ({cfg.env.num_envs} environments, {cfg.env.backend})"
-    log.info("%s on %s, seed %d, tuned settings: %s", algo, where, cfg.seed, tuned or "none")
+    log.info("%s on %s, seed %d, tuned settings: %s", algo, where, cfg.seed, tuned_file or "none")
     log.info("writing %s", folder)
     keys = [o.lstrip("+~").split("=")[0].removeprefix("schedule.") for o in overrides]
     for remark in [*remarks(cfg, keys), *remarks_on_images(trainer.policy)]:
@@ -92,7 +94,7 @@ def make_and_run(cfg: DictConfig, overrides: list[str], folder: Path) -> float:
         log.info("resume starts new episodes: the state of %s", why_inexact)
     save_config(cfg, [o for o in overrides if not o.startswith("resume")], folder)
 
-    about = {"algo": algo, "env": cfg.env.id, "seed": cfg.seed, "tuned": tuned}
+    about = {"algo": algo, "env": cfg.env.id, "seed": cfg.seed, "tuned": tuned_file}
     about["resumed_at"] = None if state is None else trainer.env_steps
     about["resume"] = "starts new episodes" if why_inexact else "exact"
     return run(trainer, folder, about)
@@ -161,13 +163,6 @@ def refuse_used(folder: Path) -> None:
     """See to it that a run starts in an empty folder."""
     if not is_empty(folder):
         raise ConfigError(f"hydra.run.dir={folder} is not empty: name a folder that is")
-
-
-def tuned_file(choices: Any) -> str | None:
-    """The tuned settings that apply, relative to configs/, or None."""
-    choice = choices.get("tuned")
-    exists = choice is not None and (ROOT / "configs" / "tuned" / f"{choice}.yaml").is_file()
-    return f"tuned/{choice}.yaml" if exists else None
 
 
 def save_config(cfg: DictConfig, overrides: list[str], folder: Path) -> None:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import hydra
 import torch
+import tuned
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import cli
@@ -34,6 +36,7 @@ def main(cfg: DictConfig) -> None:
     with cli.one_line_errors():
         start = time.perf_counter()
         torch.set_default_dtype(torch.float64)
+        cfg = tuned.fitted(cfg, list(HydraConfig.get().overrides.task))
         OmegaConf.resolve(cfg)
         # A trainer wants a folder for its record and a terminal for its bar; this one has neither.
         with tempfile.TemporaryDirectory() as folder:

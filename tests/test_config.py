@@ -5,6 +5,7 @@ import sys
 import gymnasium as gym
 import pytest
 import torch
+import tuned
 from gymnasium import spaces
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -15,7 +16,7 @@ from probes import CONFIGS, WithSpaces
 
 from rlopt.build import make_trainer
 from rlopt.config import Config, ConfigError, nearest, remarks, to_dict
-from rlopt.targets import GROUPS, keyword_parameters
+from rlopt.targets import GROUPS, bind, keyword_parameters
 
 GIVEN = {"gamma", "policy"}  # by the package
 gym.register(
@@ -110,10 +111,25 @@ def test_tuned_settings_apply_by_themselves(path):
     assert_applies(path, f"algo={algo}", f"env={'/'.join(env)}")
 
 
+OTHER_PARTS = ["policy=fourier", "advantage=td", "baseline=zero", "rollout=episodes"]
+
+
 @pytest.mark.parametrize("path", yaml_files("tuned/**/*.yaml"), ids=str)
 def test_tuned_settings_suit_any_choice_of_the_other_groups(path):
-    tuned = OmegaConf.load(CONFIGS / path)
-    assert not {"policy", "advantage", "baseline", "rollout"} & set(tuned)
+    _, algo, *env = path.with_suffix("").parts
+    cfg = tuned.fitted(compose_config(f"algo={algo}", f"env={'/'.join(env)}", *OTHER_PARTS), [])
+    for group in GROUPS:
+        assert_settings_are_parameters(cfg, group)
+
+
+def test_of_tuned_settings_only_those_of_another_part_are_left_out():
+    typed = "advantage.lambda_=0.5"
+    cfg = compose_config("algo=trpo", "env=Hopper-v4")
+    assert tuned.fitted(cfg, []) == cfg
+    cfg = compose_config("algo=trpo", "env=Hopper-v4", "advantage=td")
+    assert set(tuned.fitted(cfg, []).advantage) == {"_target_"}
+    with pytest.raises(ConfigError, match=r"^advantage\.lambda_ is no setting of td"):
+        bind(tuned.fitted(cfg, [typed]), "advantage")
 
 
 @pytest.mark.parametrize("path", yaml_files("experiment/**/*.yaml"), ids=str)
