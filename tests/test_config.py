@@ -127,7 +127,7 @@ def test_of_tuned_settings_only_those_of_another_part_are_left_out():
     cfg = compose_config("algo=trpo", "env=Hopper-v4")
     assert tuned.fitted(cfg, []) == cfg
     cfg = compose_config("algo=trpo", "env=Hopper-v4", "advantage=td")
-    assert set(tuned.fitted(cfg, []).advantage) == {"_target_"}
+    assert set(tuned.fitted(cfg, []).advantage) == {"_target_", "num_steps"}
     with pytest.raises(ConfigError, match=r"^advantage\.lambda_ is no setting of td"):
         bind(tuned.fitted(cfg, [typed]), "advantage")
 
