@@ -68,6 +68,7 @@ RULES = {
             "penalty": 1.0,
             "target_kl": None,
             "penalty_range": (1e-3, 1e3),
+            "max_grad_norm": None,
             "kl": "analytic",
         },
     ),

@@ -168,6 +168,23 @@ def test_a_policy_that_runs_into_underflow_stays_finite_and_is_pulled_back():
     assert 700 < policy.theta.item() < 800
 
 
+def test_an_action_far_out_stalls_adam_unless_the_gradient_is_shortened():
+    """The collapse of the penalty: its ratio grows exponentially, and Adam remembers the square."""
+    policy, batch = problem("box")
+    far = batch.action.clone()
+    far[0] += 8
+    once = replace(batch, action=far, advantage=batch.advantage.abs())
+    adam, ways = partial(torch.optim.Adam, lr=0.003), []
+    for limit in (None, 0.5):
+        rule = make_rule(
+            "ppo", copy.deepcopy(policy), optimizer=adam, epochs=10, max_grad_norm=limit
+        )
+        assert rule.step(once)["algo/grad_norm"] > 10
+        rule.epochs = 100
+        ways.append(step_of(rule, batch).norm())
+    assert ways[1] > 2 * ways[0]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -175,6 +192,7 @@ def test_a_policy_that_runs_into_underflow_stays_finite_and_is_pulled_back():
         ("minibatch_size", 2.5),
         ("penalty", -1.0),
         ("target_kl", 0.0),
+        ("max_grad_norm", 0.0),
         ("kl", "reverse"),
     ],
 )

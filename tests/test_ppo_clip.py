@@ -110,12 +110,13 @@ def test_epochs_ascend_the_clipped_surrogate_from_the_old_policy():
     assert metrics["algo/epochs"] == 6
 
 
-def test_a_longer_gradient_is_shortened_and_its_norm_reported():
+@pytest.mark.parametrize("name", ["ppo", "ppo_clip"])
+def test_a_longer_gradient_is_shortened_and_its_norm_reported(name):
     policy, batch = problem("discrete")
     once = {"epochs": 1, "optimizer": UNIT_SGD}
-    step = step_of(make_rule("ppo_clip", copy.deepcopy(policy), **once), batch)
+    step = step_of(make_rule(name, copy.deepcopy(policy), **once), batch)
     for limit in (0.5 * step.norm().item(), 2 * step.norm().item()):
-        rule = make_rule("ppo_clip", copy.deepcopy(policy), max_grad_norm=limit, **once)
+        rule = make_rule(name, copy.deepcopy(policy), max_grad_norm=limit, **once)
         before = flat(rule.policy)
         metrics = rule.step(batch)
         expected = step * min(1, limit / step.norm().item())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from rlopt import check
@@ -31,6 +33,9 @@ class PPO:
         penalty: lambda, where it is adapted the first one.
         target_kl: the KL that the penalty is adapted to, or None for a fixed penalty.
         penalty_range: [smallest, largest] adapted penalty.
+        max_grad_norm: a longer gradient of a minibatch is shortened to this norm; None: never. The
+            ratio grows exponentially in what the KL penalises quadratically, so one action far out
+            can have all the gradient, and then all of Adam's second moment for thousands of steps.
         kl: `analytic`, or `sampled`: the lecture's ln pi_k(a | s) - ln pi_theta(a | s), whose
             gradient is that of ln 1 / pi_theta. The adaptation always takes the analytic one.
 
@@ -47,6 +52,7 @@ class PPO:
         penalty: float,
         target_kl: float | None,
         penalty_range: tuple[float, float],
+        max_grad_norm: float | None,
         kl: str,
     ) -> None:
         check.whole(epochs=epochs, minibatch_size=minibatch_size)
@@ -54,6 +60,8 @@ class PPO:
         check.one_of(["analytic", "sampled"], kl=kl)
         check.optimizer(optimizer=optimizer)
         check.interval(penalty_range=penalty_range)
+        if max_grad_norm is not None:
+            check.positive(max_grad_norm=max_grad_norm)
         if target_kl is not None:
             check.positive(target_kl=target_kl, penalty_range=penalty_range[0])
             check.between(*penalty_range, penalty=penalty)  # where it is adapted it would jump
@@ -65,26 +73,36 @@ class PPO:
         self.penalty = penalty
         self.target_kl = target_kl
         self.penalty_range = penalty_range
+        self.max_grad_norm = max_grad_norm
         self.kl = kl
 
     def step(self, batch: Batch) -> dict[str, float]:
-        """Several epochs of minibatch steps on the batch, then the adaptation of the penalty."""
+        """Several epochs of minibatch steps on the batch, then the adaptation of the penalty.
+
+        Returns:
+            `algo/penalty`: lambda of these steps.
+            `algo/grad_norm`: mean over the steps, before it is shortened.
+        """
         with torch.no_grad():
             old_params = self.policy.dist_params(batch.obs)
             old_log_prob = self.policy.dist(old_params).log_prob(batch.action)
 
-        for _ in range(self.epochs):
-            for index in batch.minibatches(self.minibatch_size):
-                self._sgd_step(batch[index], old_params[index], old_log_prob[index])
+        norms = [
+            self._sgd_step(batch[index], old_params[index], old_log_prob[index])
+            for _ in range(self.epochs)
+            for index in batch.minibatches(self.minibatch_size)
+        ]
 
-        metrics = {"algo/penalty": self.penalty}
+        norm = float(torch.stack(norms).mean())
+        metrics = {"algo/penalty": self.penalty, "algo/grad_norm": norm}
         if self.target_kl is not None:
             with torch.no_grad():
                 old, new = self.policy.dist(old_params), self.policy(batch.obs)
                 self._adapt_penalty(float(batch.expect(kl_divergence(old, new))))
         return metrics
 
-    def _sgd_step(self, batch: Batch, old_params: Tensor, old_log_prob: Tensor) -> None:
+    def _sgd_step(self, batch: Batch, old_params: Tensor, old_log_prob: Tensor) -> Tensor:
+        """One gradient step; returns the gradient's norm."""
         new = self.policy(batch.obs)
         log_ratio = new.log_prob(batch.action) - old_log_prob
         surrogate = log_ratio.exp() * batch.advantage
@@ -94,7 +112,10 @@ class PPO:
             kl = -log_ratio
         objective = batch.expect(surrogate - self.penalty * kl)
         set_gradient(self.parameters, -objective)  # optimisers descend
+        longest = math.inf if self.max_grad_norm is None else self.max_grad_norm
+        norm = clip_grad_norm_(self.parameters, longest)
         self.optimizer.step()
+        return norm
 
     def _adapt_penalty(self, kl: float) -> None:
         assert self.target_kl is not None
