@@ -191,7 +191,7 @@ def test_a_scheduled_run_is_not_made_longer_by_the_way(tmp_path):
 
 
 def test_a_missing_plus_is_named():
-    code, _ = run_here("train.py", "schedule.algo.max_kl=0")
+    code, _ = run_here("train.py", "~tuned", "schedule.algo.max_kl=0")
     assert code == (
         "error: schedule.algo.max_kl is set here for the first time: write "
         "+schedule.algo.max_kl=..."
