@@ -30,7 +30,6 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "outputs" / "results"
 RECORDS = ROOT / "docs" / "results.json"
 SEEDS = range(5)
-RULES = ["pg", "npg", "trpo", "ppo", "ppo_clip"]
 K = 1000
 BUDGETS = {  # environment steps
     "CartPole-v1": 100 * K,
@@ -139,7 +138,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--env", choices=BUDGETS, nargs="*", default=list(BUDGETS))
-    parser.add_argument("--algo", choices=RULES, nargs="*", default=RULES)
+    parser.add_argument("--algo", choices=results_page.RULES, nargs="*", default=results_page.RULES)
     parser.add_argument("--settings", choices=SETTINGS, nargs="*", default=list(SETTINGS))
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     parser.add_argument("--repeat", action="store_true", help="train what is recorded too")
@@ -156,7 +155,7 @@ def main() -> None:
     jobs = [job for job in wanted(args) if args.repeat or job.key not in recorded]
     with ThreadPoolExecutor(max_workers=2) as pool:
         list(pool.map(work, [] if args.render else jobs))
-    results_page.write(read_records(), ROOT / "docs")
+    results_page.write(read_records(), ROOT / "docs", ROOT / "README.md")
 
 
 def dumped(records: dict[str, Any]) -> str:

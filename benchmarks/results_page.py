@@ -1,4 +1,4 @@
-"""docs/results.md and .png from the records of docs/results.json."""
+"""docs/results.md and .png, and the README's table, from the records of docs/results.json."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ Records = dict[str, dict[str, Any]]
 Groups = dict[tuple[str, str], list[dict[str, Any]]]
 SOLVED, IN_A_ROW = 475, 5  # CartPole-v1
 COLUMNS = 4
+RULES = ["pg", "npg", "trpo", "ppo", "ppo_clip"]
+START, END = "<!-- made by benchmarks/results.py -->\n", "<!-- end -->\n"  # of the README's table
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,10 @@ class Row:
         return PUBLISHED.get((self.env, self.algo, self.steps))
 
 
-def write(records: Records, docs: Path) -> None:
-    """Both files, of whatever has been recorded."""
+def write(records: Records, docs: Path, readme: Path) -> None:
+    """Both files and the README's table, of whatever has been recorded."""
     sections = [HEADER.format(total=hours(records))]
-    defaults, tuned = groups(records, "defaults"), groups(records, "tuned")
-    for found, text in ((ordered({**defaults, **tuned}), SHIPPED), (defaults, DEFAULTS)):
+    for found, text in ((shipped(records), SHIPPED), (groups(records, "defaults"), DEFAULTS)):
         if found:
             sections.append(text + table(list(rows_of(found))))
     if any(key.startswith("first_crossing/") for key in records):
@@ -63,6 +64,26 @@ def write(records: Records, docs: Path) -> None:
     sections.append(REPEAT)
     draw(records, docs / "results.png")
     (docs / "results.md").write_text("\n".join(sections))
+    before, _, rest = readme.read_text().partition(START)
+    readme.write_text(before + START + summary(records) + END + rest.partition(END)[2])
+
+
+def summary(records: Records) -> str:
+    """A line for each environment, a column for each rule: evaluation return as shipped."""
+    found = shipped(records)
+    rules = sorted({algo for _, algo in found}, key=RULES.index)
+    lines = [f"| environment | steps | {' | '.join(rules)} |", "|---" * (len(rules) + 2) + "|"]
+    for env in dict.fromkeys(env for env, _ in found):
+        rows = {row.algo: row for row in rows_of({k: v for k, v in found.items() if k[0] == env})}
+        cells = [spread(rows[rule].evaluation) if rule in rows else "" for rule in rules]
+        steps = max(row.steps for row in rows.values()) / 1e6
+        lines.append(f"| {env} | {steps:g}M | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def shipped(records: Records) -> Groups:
+    """What a user gets: the runs of the tuned file where there is one, else of the defaults."""
+    return ordered({**groups(records, "defaults"), **groups(records, "tuned")})
 
 
 def groups(records: Records, settings: str) -> Groups:
@@ -196,7 +217,7 @@ def thinned(x: Array, y: Array, points: int) -> tuple[Array, Array]:
 
 def draw(records: Records, path: Path) -> None:
     """Training return against steps: mean over seeds and their range; tuned, else defaults."""
-    found = ordered({**groups(records, "defaults"), **groups(records, "tuned")})
+    found = shipped(records)
     envs = list(dict.fromkeys(env for env, _ in found))
     if not envs:
         return
@@ -204,7 +225,7 @@ def draw(records: Records, path: Path) -> None:
     figure, axes = plt.subplots(
         height, COLUMNS, figsize=(4 * COLUMNS, 3.1 * height), squeeze=False, layout="constrained"
     )
-    rules = sorted({algo for _, algo in found})
+    rules = sorted({algo for _, algo in found}, key=RULES.index)
     for axis in axes.flat[len(envs) :]:
         axis.set_axis_off()
     for axis, env in zip(axes.flat, envs, strict=False):

@@ -69,12 +69,22 @@ def test_pages_are_made_of_records_alone(tmp_path):
         "first_crossing/CartPole-v1/npg/seed0": solved,
         "first_crossing/CartPole-v1/npg/seed1": record([1.0] * 10, [1.0] * 10),
     }
-    results_page.write(json.loads(results.dumped(records)), tmp_path)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"a\n{results_page.START}old\n{results_page.END}z\n")
+    results_page.write(json.loads(results.dumped(records)), tmp_path, readme)
+    first, *table, last = readme.read_text().splitlines()
+    assert (first, last) == ("a", "z")
+    assert table[1] == "| environment | steps | npg |"
+    assert table[3] == "| CartPole-v1 | 0.001M | 500.0 ± nan |"
     text = (tmp_path / "results.md").read_text()
     assert "## As shipped" in text
     assert "## Defaults alone" in text
     assert "| npg | 2 | not by every seed | not by every seed |" in text
     assert (tmp_path / "results.png").stat().st_size > 10_000
+
+
+def test_the_readme_has_the_table_of_what_is_recorded():
+    assert results_page.summary(results.read_records()) in (results.ROOT / "README.md").read_text()
 
 
 def test_commands_of_the_table_compose():
