@@ -217,7 +217,7 @@ def test_a_finished_run_has_nothing_left_but_its_evaluation(folder):
         (["algo=pg"], ["algo._target_=rlopt.algos.pg.PG"]),
         (["env=Pendulum-v1"], ["env.id=Pendulum-v1 (was CartPole-v1)"]),
         (["+env.kwargs.size=3"], ["env.kwargs.size=3 (was nothing)"]),
-        (["tuned=npg/CartPole-v1"], ["tuned=npg/CartPole-v1 can't be changed"]),
+        (["tuned=npg/Pendulum-v1"], ["tuned=npg/Pendulum-v1 can't be changed"]),
     ],
 )
 def test_other_settings_are_listed_in_one_line(overrides, named, folder):
