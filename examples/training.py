@@ -38,7 +38,7 @@ if __name__ == "__main__":
                        activation="tanh", distribution="gaussian", log_std_init=0.0,
                        output_gain=0.01, orthogonal_init=True, normalize_obs=True)
     rule = NPG(policy, max_kl=0.02, step_size=None, fisher="exact",
-               fisher_samples=None, solver="cg", damping=0.01, cg_iterations=10, cg_tolerance=1e-3)
+               fisher_samples=None, solver="cg", damping=0.1, cg_iterations=10, cg_tolerance=1e-3)
     for i, mean_return in enumerate(train(env, policy, rule, iterations=40)):
         print(i, mean_return)
     result = evaluate(policy, env, episodes=50, seed=1, deterministic=True, device="cpu")

@@ -19,7 +19,7 @@ RETURNS = re.compile(r"mean (\S+)  std (\S+)  min (\S+)  max (\S+)")
 def finished(tmp_path_factory):
     """The folder of a finished run, whose name has what sweeps put into names."""
     folder = tmp_path_factory.mktemp("runs") / "algo=npg,seed=3"
-    return train(folder.with_name("plain"), "algo=npg", "seed=3").rename(folder)
+    return train(folder.with_name("plain"), "algo=npg", "algo.max_kl=1e-4", "seed=3").rename(folder)
 
 
 @pytest.fixture

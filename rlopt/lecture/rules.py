@@ -134,7 +134,7 @@ def proximal_policy_optimization() -> Result:
     penalty = 2.0
     settings = {
         "minibatch_size": len(ex.batch), "penalty": penalty, "target_kl": None,
-        "penalty_range": (1.0, 1.0), "optimizer": partial(SGD, lr=0.05),
+        "penalty_range": (1.0, 1.0), "max_grad_norm": None, "optimizer": partial(SGD, lr=0.05),
     }  # fmt: skip
 
     def ascend(kl: str, epochs: int) -> Tensor:
