@@ -126,7 +126,7 @@ def wanted(args: argparse.Namespace) -> Iterator[Job]:
     """The jobs that the command line names, those of few steps first."""
     for env in sorted(args.env, key=lambda env: BUDGETS[env]):
         for settings, algo in product(args.settings, args.algo):
-            has_file = (ROOT / "configs" / "tuned" / algo / f"{env}.yaml").is_file()
+            has_file = results_page.has_tuned_file(env, algo)
             sensible = {"tuned": has_file, "defaults": True, "first crossing": env == "CartPole-v1"}
             if sensible[settings]:
                 yield from (Job(settings, env, algo, seed) for seed in args.seeds)

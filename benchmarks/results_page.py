@@ -85,8 +85,13 @@ def summary(records: Records) -> str:
 def shipped(records: Records) -> Groups:
     """What a user gets: the runs of the tuned file where there is one, else of the defaults."""
     defaults = groups(records, "defaults").items()
-    untuned = {(e, a): runs for (e, a), runs in defaults if not (TUNED / a / f"{e}.yaml").is_file()}
+    untuned = {(e, a): runs for (e, a), runs in defaults if not has_tuned_file(e, a)}
     return ordered({**untuned, **groups(records, "tuned")})
+
+
+def has_tuned_file(env: str, algo: str) -> bool:
+    """Whether settings of their own ship for a rule on an environment."""
+    return (TUNED / algo / f"{env}.yaml").is_file()
 
 
 def groups(records: Records, settings: str) -> Groups:

@@ -80,11 +80,10 @@ def settings_of(section: str, name: Any) -> dict[str, inspect.Parameter]:
     Raises:
         ConfigError: there is no such target, or none that can be called with settings.
     """
+    target = locate(section, name)
     try:
-        return keyword_parameters(locate(section, name))
+        return keyword_parameters(target)
     except (TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"{section}._target_={name} can't be that: {error}") from error
 
 

@@ -41,12 +41,13 @@ def command_line(arguments: list[str]) -> list[str]:
     if {"-m", "--multirun"} & set(arguments):
         raise ConfigError(f"resume={folder} continues one run: leave out -m")
     own = [a for a in arguments if not a.startswith("resume=")]
-    keys = {_key(argument) for argument in own}
-    saved = [override for override in saved_overrides(folder) if _key(override) not in keys]
+    keys = {key_of(argument) for argument in own}
+    saved = [override for override in saved_overrides(folder) if key_of(override) not in keys]
     return [*saved, *own, f"resume='{folder}'", f"hydra.run.dir='{folder}'"]
 
 
-def _key(override: str) -> str:
+def key_of(override: str) -> str:
+    """What an override of the command line sets."""
     return override.lstrip("+~").partition("=")[0]
 
 
@@ -71,14 +72,14 @@ def config(cfg: DictConfig, overrides: Iterable[str], folder: Path) -> DictConfi
     saved = OmegaConf.load(folder / ".hydra" / "config.yaml")
     assert isinstance(saved, DictConfig)
     before = saved_overrides(folder)
-    changed = [o for o in overrides if o not in before and not _key(o).startswith("resume")]
+    changed = [o for o in overrides if o not in before and not key_of(o).startswith("resume")]
     result = OmegaConf.merge({key: cfg[key] for key in cfg if key not in saved}, saved)
     assert isinstance(result, DictConfig)
     for override in changed:
-        if _key(override).split(".")[0] not in cfg:
+        if key_of(override).split(".")[0] not in cfg:
             raise ConfigError(f"{override} can't be changed in a run that is resumed")
-        value = OmegaConf.select(cfg, _key(override))
-        OmegaConf.update(result, _key(override), value, merge=False)
+        value = OmegaConf.select(cfg, key_of(override))
+        OmegaConf.update(result, key_of(override), value, merge=False)
     if result.env.backend == "auto":  # what it was resolved to
         result.env.backend = saved.env.backend
     result.resume, result.resume_force = None, False

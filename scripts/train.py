@@ -22,7 +22,6 @@ import gymnasium
 import hydra
 import numpy as np
 import torch
-import tuned
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -32,6 +31,7 @@ import cli
 import resuming
 import rlopt
 import sweep
+import tuned
 from rlopt import checkpoint, distributed
 from rlopt.build import make_trainer, remarks_on_images
 from rlopt.config import Config, ConfigError, one_line, remarks
@@ -86,7 +86,7 @@ def make_and_run(cfg: DictConfig, overrides: list[str], folder: Path) -> float:
     where = f"{cfg.env.id} ({cfg.env.num_envs} environments, {cfg.env.backend})"
     log.info("%s on %s, seed %d, tuned settings: %s", algo, where, cfg.seed, tuned_file or "none")
     log.info("writing %s", folder)
-    keys = [o.lstrip("+~").split("=")[0].removeprefix("schedule.") for o in overrides]
+    keys = [resuming.key_of(o).removeprefix("schedule.") for o in overrides]
     for remark in [*remarks(cfg, keys), *remarks_on_images(trainer.policy)]:
         log.info("note: %s", remark)
     why_inexact = trainer.rollout.why_inexact()

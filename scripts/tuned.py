@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from cli import CONFIGS
+from resuming import key_of
 from rlopt.targets import settings_of
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 REPLACEABLE = ["policy", "advantage", "baseline", "rollout"]
 
 
@@ -29,11 +29,11 @@ def fitted(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """
     name, cfg = file(), cfg.copy()
     tuned: Any = OmegaConf.load(CONFIGS / name) if name else {}
-    typed = {override.lstrip("+~").split("=")[0] for override in overrides}
-    OmegaConf.set_struct(cfg, False)
+    typed = {key_of(override) for override in overrides}
     for section in REPLACEABLE:
         for key in tuned.get(section, {}):
             known = settings_of(section, cfg[section].get("_target_"))
             if key not in known and f"{section}.{key}" not in typed:
-                del cfg[section][key]
+                with open_dict(cfg):
+                    del cfg[section][key]
     return cfg

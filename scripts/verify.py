@@ -15,12 +15,12 @@ from pathlib import Path
 
 import hydra
 import torch
-import tuned
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import cli
+import tuned
 from rlopt.build import make_trainer
 from rlopt.config import Config
 from rlopt.rows import Row, tolerance

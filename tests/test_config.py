@@ -5,7 +5,6 @@ import sys
 import gymnasium as gym
 import pytest
 import torch
-import tuned
 from gymnasium import spaces
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -14,6 +13,7 @@ from hydra.utils import get_method
 from omegaconf import MISSING, OmegaConf
 from probes import CONFIGS, WithSpaces
 
+import tuned
 from rlopt.build import make_trainer
 from rlopt.config import Config, ConfigError, nearest, remarks, to_dict
 from rlopt.targets import GROUPS, bind, keyword_parameters

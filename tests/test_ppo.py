@@ -169,7 +169,7 @@ def test_a_policy_that_runs_into_underflow_stays_finite_and_is_pulled_back():
 
 
 def test_an_action_far_out_stalls_adam_unless_the_gradient_is_shortened():
-    """The collapse of the penalty: its ratio grows exponentially, and Adam remembers the square."""
+    """The ratio grows exponentially, and Adam remembers the square of its gradient."""
     policy, batch = problem("box")
     far = batch.action.clone()
     far[0] += 8
