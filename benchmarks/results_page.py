@@ -168,9 +168,9 @@ def number(x: float) -> str:
 
 
 def spread(values: list[float]) -> str:
-    """Mean ± standard deviation between seeds."""
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-    return f"{number(float(np.mean(values)))} ± {number(std)}"
+    """Mean ± standard deviation between seeds; of one seed its value."""
+    std = f" ± {number(float(np.std(values, ddof=1)))}" if len(values) > 1 else ""
+    return f"{number(float(np.mean(values)))}{std}"
 
 
 def interval(values: list[float]) -> str:
