@@ -63,18 +63,14 @@ def every_pair_once(combinations):
         yield best
 
 
+FLAT = [c for c in COMBINATIONS if "gru" not in c]
 # The recurrent ones are slower: of them one, the rest are marked slow.
-QUICK = {
-    ("trpo", "gru", "td", "linear", "episodes"),
-    *every_pair_once([c for c in COMBINATIONS if "gru" not in c]),
-}
+QUICK = {("trpo", "gru", "td", "linear", "episodes"), *every_pair_once(FLAT)}
 
 
-def test_the_quick_ones_are_few_and_name_every_choice():
+def test_the_quick_ones_are_few_and_hold_every_pair_of_choices():
     assert len(QUICK) < len(COMBINATIONS) / 4
-    for place, choices in enumerate(CHOICES):
-        known = {c[place] for c in COMBINATIONS}
-        assert {c[place] for c in QUICK} == known & set(choices)
+    assert set().union(*map(pairs_of, QUICK)) >= set().union(*map(pairs_of, FLAT))
 
 
 @pytest.mark.parametrize(
