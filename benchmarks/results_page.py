@@ -72,11 +72,17 @@ def write(records: Records, docs: Path, readme: Path) -> None:
 def summary(records: Records) -> str:
     """A line for each environment, a column for each rule: evaluation return as shipped."""
     found = shipped(records)
+    complete = max(map(len, found.values()), default=0)
+
+    def cell(values: list[float]) -> str:
+        few = f" ({len(values)} of {complete} seeds)" if len(values) < complete else ""
+        return spread(values) + few
+
     rules = sorted({algo for _, algo in found}, key=RULES.index)
     lines = [f"| environment | steps | {' | '.join(rules)} |", "|---" * (len(rules) + 2) + "|"]
     for env in dict.fromkeys(env for env, _ in found):
         rows = {row.algo: row for row in rows_of({k: v for k, v in found.items() if k[0] == env})}
-        cells = [spread(rows[rule].evaluation) if rule in rows else "" for rule in rules]
+        cells = [cell(rows[rule].evaluation) if rule in rows else "" for rule in rules]
         steps = max(row.steps for row in rows.values()) / 1e6
         lines.append(f"| {env} | {steps:g}M | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
