@@ -180,7 +180,9 @@ def spread(values: list[float]) -> str:
 
 
 def interval(values: list[float]) -> str:
-    """Interquartile mean (95% interval)."""
+    """Interquartile mean (95% interval); of one seed nothing."""
+    if len(values) == 1:
+        return ""
     found: Estimate = estimate(iqm, np.array(values))
     return f"{number(found.value)} ({number(found.low)} to {number(found.high)})"
 
