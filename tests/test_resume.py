@@ -147,7 +147,10 @@ def test_three_kills_leave_no_trace(algo, rollout, env, tmp_path):
     assert_same_run(folder, whole)
 
 
-@pytest.mark.parametrize(("algo", "rollout"), [("trpo", "steps"), ("ppo", "episodes")])
+@pytest.mark.parametrize(
+    ("algo", "rollout"),
+    [("trpo", "steps"), pytest.param("ppo", "episodes", marks=pytest.mark.slow)],
+)
 def test_a_longer_run_is_the_run_that_was_that_long_at_once(algo, rollout, tmp_path):
     """`total_steps` may change: learners, counters, random streams and environments go on."""
     arguments = settings(algo, rollout, "checkpoint.every=300", "eval.every=1000000")
@@ -448,6 +451,7 @@ gymnasium.register("Slow-v0", Slow)
 """
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_run_at_once(tmp_path):
     (tmp_path / "toys.py").write_text(SLOW_STEP)
     folder = tmp_path / "run"

@@ -505,7 +505,6 @@ def test_the_command_fails_on_a_rule_with_a_fault(tmp_path):
     ("overrides", "message"),
     [
         (["algo.max_kl=-1"], "error: algo.max_kl must be greater than 0, got -1"),
-        (["algo.maxkl=1"], "error: algo.maxkl is no setting: did you mean algo.max_kl?"),
         (["-m", "seed=1,2"], "error: -m: verify.py audits one configuration at a time"),
     ],
 )
