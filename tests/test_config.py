@@ -124,9 +124,9 @@ def test_tuned_settings_suit_any_choice_of_the_other_groups(path):
 
 def test_of_tuned_settings_only_those_of_another_part_are_left_out():
     typed = "advantage.lambda_=0.5"
-    cfg = compose_config("algo=trpo", "env=Hopper-v4")
+    cfg = compose_config("algo=trpo", "env=Acrobot-v1")
     assert tuned.fitted(cfg, []) == cfg
-    cfg = compose_config("algo=trpo", "env=Hopper-v4", "advantage=td")
+    cfg = compose_config("algo=trpo", "env=Acrobot-v1", "advantage=td")
     assert set(tuned.fitted(cfg, []).advantage) == {"_target_", "num_steps"}
     with pytest.raises(ConfigError, match=r"^advantage\.lambda_ is no setting of td"):
         bind(tuned.fitted(cfg, [typed]), "advantage")
