@@ -62,7 +62,7 @@ def test_the_policy_is_left_as_the_rule_made_it(name):
     new = flatten(policy.parameters()).detach()
     metrics = audit.metrics()
     assert torch.equal(flatten(policy.parameters()), new)
-    assert -1 <= metrics["audit/step_gradient_cosine"] <= 1
+    assert abs(metrics["audit/step_gradient_cosine"]) <= 1 + 1e-12  # rounding may pass 1
     assert metrics["audit/predicted_gain"] > 0
 
 
