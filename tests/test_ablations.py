@@ -37,6 +37,7 @@ def row(switch):
     return f"| `{switch}` | {settings} | {', '.join(f'`{key}`' for key in keys)} |"
 
 
+@pytest.mark.slow
 def test_the_table_is_that_of_the_files():
     lines = (CONFIGS / "experiment" / "README.md").read_text().splitlines()
     start = lines.index("|---|---|---|") + 1

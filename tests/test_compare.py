@@ -304,6 +304,7 @@ def assert_written(folder, rules):
     return table
 
 
+@pytest.mark.slow
 def test_the_command_as_a_process(tmp_path):
     done = process("compare.py", *TINY, f"output={tmp_path / 'out'}")
     out, err = done.communicate(timeout=100)

@@ -302,6 +302,7 @@ def test_torchrun_leaves_one_run_folder(tmp_path):
     assert [path.name for path in run.parent.iterdir()] == [run.name]
 
 
+@pytest.mark.slow
 def test_a_mistake_in_both_processes_is_one_line(tmp_path):
     done = torchrun(tmp_path, "env.num_envs=5")
     assert done.returncode != 0

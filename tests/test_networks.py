@@ -475,6 +475,7 @@ RULES = {
 RULES["ppo"] += ["baseline.channels=[4,8,8]", "baseline.hidden_sizes=[16]"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_a_cnn_learns_to_see(rule, tmp_path):
     """Where the spot is: 4 of 4; an image without sides would be worth 2."""

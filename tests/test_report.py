@@ -340,6 +340,7 @@ def test_one_run_without_evaluations_or_an_end(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_sweep_is_drawn_and_the_best_groups_are_compared(tmp_path):
     for i in range(11):
         for seed in range(2):

@@ -411,10 +411,8 @@ def at_the_moment(number, moment, folder):
     return subprocess.run([*probe, *command], capture_output=True, text=True, timeout=100)
 
 
-@pytest.mark.parametrize(
-    "moment",
-    ["update", *(pytest.param(m, marks=SLOW) for m in ("rollout", "evaluation", "checkpoint"))],
-)
+@SLOW
+@pytest.mark.parametrize("moment", ["update", "rollout", "evaluation", "checkpoint"])
 def test_sigterm_at_any_moment_leaves_a_run_that_goes_on_exactly(moment, whole, tmp_path):
     folder = tmp_path / "run"
     done = at_the_moment(signal.SIGTERM, MOMENTS[moment], folder)
@@ -426,7 +424,8 @@ def test_sigterm_at_any_moment_leaves_a_run_that_goes_on_exactly(moment, whole, 
     assert_same_run(folder, whole)
 
 
-@pytest.mark.parametrize("calls", [*(pytest.param(n, marks=SLOW) for n in (7, 8, 10)), 9])
+@SLOW
+@pytest.mark.parametrize("calls", [7, 8, 9, 10])
 def test_kill_between_the_renames_of_a_checkpoint_leaves_one_that_is_whole(calls, whole, tmp_path):
     """Four neighbouring renames: of metrics.csv, of a new checkpoint, and of the one before."""
     folder = tmp_path / "run"

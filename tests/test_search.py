@@ -142,6 +142,7 @@ def test_a_run_has_no_settings_of_a_sweep(override, tmp_path):
     assert code == f"error: {override} goes with -m"
 
 
+@pytest.mark.slow
 def test_trials_that_fail_or_repeat_others_count_and_the_rest_go_on(tmp_path):
     arguments = ["algo.max_kl=-1,0.01", "sweep.trials=4", "hydra/sweeper/sampler=random"]
     assert search(tmp_path, *arguments).startswith("error: ")

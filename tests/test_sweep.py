@@ -65,9 +65,8 @@ def test_a_defect_of_ours_does_not_end_a_sweep_either(tmp_path, capfd, monkeypat
     assert capfd.readouterr().err.count("Traceback") == 2
 
 
-@pytest.mark.parametrize(
-    "preset", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["joblib", "submitit_local"])
 def test_jobs_in_processes_of_their_own_report_their_failures_too(preset, tmp_path):
     arguments = [*SMALL, "algo.max_kl=0.01,-1", f"hydra.sweep.dir={tmp_path}"]
     started = process("train.py", "-m", *arguments, f"sweep={preset}")
@@ -123,7 +122,8 @@ def test_resuming_a_sweep_needs_a_sweep(tmp_path):
     assert code == "error: sweep.resume=true goes with -m; one run goes on by resume=<its folder>"
 
 
-@pytest.mark.parametrize("mode", ["run", pytest.param("sweep", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["run", "sweep"])
 def test_of_two_processes_started_together_one_writes_a_folder(mode, tmp_path):
     where = [f"hydra.run.dir={tmp_path}"]
     if mode == "sweep":
