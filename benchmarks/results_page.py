@@ -275,8 +275,8 @@ HEADER = """# Results
 
 Made by `python benchmarks/results.py` on seeds 0-4; nothing was chosen on these seeds
 ([how it was chosen](#how-the-settings-were-chosen)). *Training return*: mean over the last tenth of
-the steps, actions sampled (each point of the curve is the mean of the last 100 episodes; of trpo on
-BipedalWalker-v3 as shipped with a fall at -40, which is -100 in every evaluation).
+the steps, actions sampled (each point of the curve is the mean of the last 100 episodes; of npg and
+trpo on BipedalWalker-v3 as shipped with a fall at -40, which is -100 in every evaluation).
 *Evaluation return*: most probable actions, 100 episodes of the final policy (10 where the steps are
 not yet the run's last). Mean ± standard deviation between seeds; *IQM*: interquartile mean over
 seeds with its 95% bootstrap interval; *worst*: the seed of the lowest evaluation. *Published*: the
