@@ -275,8 +275,8 @@ HEADER = """# Results
 
 Made by `python benchmarks/results.py` on seeds 0-4; nothing was chosen on these seeds
 ([how it was chosen](#how-the-settings-were-chosen)). *Training return*: mean over the last tenth of
-the steps, actions sampled (each point of the curve is the mean of the last 100 episodes; of npg and
-trpo on BipedalWalker-v3 as shipped with a fall at -40, which is -100 in every evaluation).
+the steps, actions sampled (each point of the curve is the mean of the last 100 episodes; on
+BipedalWalker-v3 as shipped with a fall at -40, which is -100 in every evaluation).
 *Evaluation return*: most probable actions, 100 episodes of the final policy (10 where the steps are
 not yet the run's last). Mean ± standard deviation between seeds; *IQM*: interquartile mean over
 seeds with its 95% bootstrap interval; *worst*: the seed of the lowest evaluation. *Published*: the
@@ -308,7 +308,7 @@ seeds: SB3 A2C 12.8k, rlox PPO 21.5k, SB3 PPO 33.8k; five in a row 31-81k, some 
 REPEAT = """## How the settings were chosen
 
 On seeds 100 and above, never on those of the tables; where a table fell short of its aim the search
-went on (BipedalWalker-v3 and Hopper-v4 with npg and trpo). See [tuning.md](tuning.md).
+went on (BipedalWalker-v3, and Hopper-v4 with npg and trpo). See [tuning.md](tuning.md).
 
 ## Repeat
 
