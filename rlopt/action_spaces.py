@@ -96,7 +96,7 @@ class BoxHead(nn.Module):
     """What the heads of a Box have in common: their unit.
 
     It is half the action range around its centre where the Box is bounded, so that one initial std
-    suits every environment; 1 around 0 elsewhere.
+    suits every environment; elsewhere 1, around 0 or the nearest number that is 1 inside the bound.
 
     Args:
         space: Box with d entries.
@@ -111,8 +111,13 @@ class BoxHead(nn.Module):
         super().__init__()
         low, high = (torch.as_tensor(x).reshape(-1) for x in (space.low, space.high))
         # a bound that no action comes near is none, and an empty range has no scale
-        self.bounded = (low.abs() < HUGE) & (high.abs() < HUGE) & (low < high)
-        center = torch.where(self.bounded, (low + high) / 2, torch.where(low == high, low, 0.0))
+        has_low, has_high = low.abs() < HUGE, high.abs() < HUGE
+        self.bounded = has_low & has_high & (low < high)
+        center = torch.zeros_like(low)  # with one bound, at least one unit inside it
+        center = torch.where(has_low, center.maximum(low + 1), center)
+        center = torch.where(has_high, center.minimum(high - 1), center)
+        center = torch.where(low == high, low, center)
+        center = torch.where(self.bounded, (low + high) / 2, center)
         half_range = torch.where(self.bounded, (high - low) / 2, 1.0)
         dtype = torch.get_default_dtype()
         self.register_buffer("center", center.to(dtype))

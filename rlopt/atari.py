@@ -80,6 +80,12 @@ def vector_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in options.items() if k != "max_episode_steps"} | limit
 
 
+def time_limit(options: Mapping[str, Any]) -> int:
+    """Actions after which a game is truncated."""
+    settings = _defaults() | dict(options)
+    return settings["max_num_frames_per_episode"] // settings["frameskip"]
+
+
 def single_options(
     options: Mapping[str, Any],
 ) -> tuple[dict[str, Any], Callable[[gym.Env], gym.Env]]:

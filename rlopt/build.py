@@ -22,14 +22,22 @@ from rlopt.config import (
     to_dict,
     validate,
 )
-from rlopt.distributed import gather_list, rank, share, world_size
-from rlopt.envs import derive_seed, fastest_backend, make_vector_env
-from rlopt.evaluate import Evaluation, as_gif, evaluate, record_video, refuse_undrawable
+from rlopt.distributed import gather_list, rank, share, total_count, world_size
+from rlopt.envs import derive_seed, fastest_backend, make_vector_env, time_limit
+from rlopt.evaluate import (
+    NO_LIMIT,
+    Evaluation,
+    as_gif,
+    evaluate,
+    record_video,
+    refuse_undrawable,
+)
 from rlopt.linalg import chunk_that_fits
 from rlopt.logger import Logger, NoLogger, flat
 from rlopt.policies import FourierPolicy, MLPPolicy
 from rlopt.recurrent import rollout_space
 from rlopt.schedule import Schedule
+from rlopt.seeding import seed_process, seeded
 from rlopt.targets import bind, make, make_wrapper, naming
 from rlopt.trainer import Trainer
 from rlopt.types import RecurrentPolicy
@@ -49,27 +57,29 @@ def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = N
     """
     validate(cfg)
     torch.set_num_threads(cfg.num_threads)
-    torch.manual_seed(cfg.seed)
+    seed_process(cfg.seed)
+    training_seed, evaluation_seed, sampling_seed = (
+        derive_seed(cfg.seed, NUM_STREAMS * rank() + stream)
+        for stream in (TRAINING_STREAM, EVALUATION_STREAM, SAMPLING_STREAM)
+    )
     if cfg.env.backend == "auto":  # recorded in the saved config
         with naming("env", cfg.env):
             cfg.env.backend = fastest_backend(
                 cfg.env.id, cfg.env.kwargs, cfg.env.action_mask, cfg.env.wrappers
             )
-    env, eval_env = make_env(cfg), make_env(cfg, evaluation=True)
+    with seeded(sampling_seed):  # constructors may draw: other numbers in every process
+        env, eval_env = make_env(cfg), make_env(cfg, evaluation=True)
     policy = make_policy(cfg, env)
     obs_space = rollout_space(policy, env.single_observation_space)
     baseline = make(cfg, "baseline", obs_space, policy=policy).to(cfg.device)
     fit_into_memory(cfg, policy, baseline, spaces.flatdim(obs_space))
     rule = make(cfg, "algo", policy)
     advantage = make_advantage(cfg)
-    training_seed, evaluation_seed, sampling_seed = (
-        derive_seed(cfg.seed, NUM_STREAMS * rank() + stream)
-        for stream in (TRAINING_STREAM, EVALUATION_STREAM, SAMPLING_STREAM)
-    )
     rollout = make(cfg, "rollout", env, cfg.device, training_seed)
     refuse_contradictions(cfg)
     if rank() > 0:
-        torch.manual_seed(sampling_seed)
+        seed_process(sampling_seed)
+    limit = evaluation_limit(cfg)
 
     def evaluate_policy(episodes: int) -> Evaluation:
         own = evaluate(
@@ -79,8 +89,11 @@ def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = N
             seed=evaluation_seed,
             deterministic=True,
             device=cfg.device,
+            max_episode_steps=limit,
+            on_nonfinite=cfg.on_nonfinite,
         )
-        return Evaluation(gather_list(own.returns), gather_list(own.lengths))
+        counts = total_count(own.num_cut), total_count(own.num_nonfinite)
+        return Evaluation(gather_list(own.returns), gather_list(own.lengths), *counts)
 
     record = NoLogger(folder)
     schedules = make_schedules(cfg, policy, rule, baseline, obs_space)
@@ -103,6 +116,13 @@ def make_env(cfg: DictConfig, evaluation: bool = False) -> VectorEnv:
     with naming("env", cfg.env):
         settings["num_envs"] = share(num_envs=cfg.env.num_envs)
         return make_vector_env(settings.pop("id"), **settings)
+
+
+def evaluation_limit(cfg: DictConfig) -> int:
+    """Steps after which an evaluation cuts an episode: a setting, else the environment's limit."""
+    given = cfg.eval.get("max_episode_steps")  # configs of older runs have none
+    own = time_limit(cfg.env.id, cfg.env.max_episode_steps, cfg.env.kwargs)
+    return given or own or NO_LIMIT
 
 
 def env_settings(cfg: DictConfig, evaluation: bool) -> dict[str, Any]:
@@ -207,11 +227,17 @@ def film(trainer: Trainer, cfg: DictConfig, folder: Path, seed: int) -> None:
     except ValueError as error:
         raise ConfigError(f"log.video=true: {one_line(error)}") from error
     evaluate_only = trainer.evaluate
+    options: dict[str, Any] = {
+        "seed": seed,
+        "deterministic": True,
+        "device": cfg.device,
+        "max_episode_steps": evaluation_limit(cfg),
+        "on_nonfinite": cfg.on_nonfinite,
+    }
 
     def evaluate_and_film(episodes: int) -> Evaluation:
         to = folder / f"step_{trainer.env_steps}"
         if not to.exists():  # a second evaluation at the same step
-            options: dict[str, Any] = {"seed": seed, "deterministic": True, "device": cfg.device}
             record_video(trainer.policy, settings, to, episodes=1, **options)
         for path in to.glob("*.mp4"):
             trainer.logger.gif("eval/video", trainer.env_steps, as_gif(path))

@@ -21,16 +21,17 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from rlopt.envs import find_spec
-from rlopt.evaluate import MAX_EPISODE_STEPS
 from rlopt.fisher import fisher_operator
 from rlopt.linalg import assign, flatten
 from rlopt.mdp import TabularEnv, TabularMDP, from_gymnasium
 from rlopt.recorder import Recorder, run_episodes, sample
+from rlopt.seeding import seeded
 from rlopt.tabular import action_probabilities, expected_return
 from rlopt.trainer import Trainer
 from rlopt.types import Batch, Policy, UpdateRule
 
 Row = dict[str, Any]
+MAX_EPISODE_STEPS = 100_000  # of an episode whose return is measured
 Z95 = 1.96  # standard errors in half of a 95% interval
 
 
@@ -69,8 +70,7 @@ def freeze(trainer: Trainer) -> tuple[Policy, Batch]:
 def step_of(make_rule: Callable[[Any], UpdateRule], policy: Any, batch: Batch, seed: int) -> Tensor:
     """The step x [P] that a fresh rule takes on a copy of the policy."""
     new = copy.deepcopy(policy)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         make_rule(new).step(batch)
     return (flatten(new.parameters()) - flatten(policy.parameters())).detach()
 
@@ -156,8 +156,7 @@ def episode_returns(policy: Policy, env: VectorEnv, seed: int) -> Tensor:
     The same `seed` gives every policy the same resets, environment noise and action noise.
     """
     device = next(iter(policy.parameters())).device
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         recorder = Recorder(env, device, sample)
         recorder.reset(seed)
         rollout = run_episodes(recorder, policy, env.num_envs, MAX_EPISODE_STEPS)

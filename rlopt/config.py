@@ -50,6 +50,7 @@ class EvalConfig:
     every: int = MISSING
     episodes: int = MISSING
     final_episodes: int = MISSING
+    max_episode_steps: int | None = MISSING
 
 
 @dataclass
@@ -132,7 +133,8 @@ def validate(cfg: DictConfig) -> None:
         )
         for section in ("eval", "checkpoint"):
             for key, value in cfg[section].items():
-                check.whole(**{f"{section}.{key}": value})
+                if key != "max_episode_steps" or value is not None:
+                    check.whole(**{f"{section}.{key}": value})
     except ValueError as error:
         raise ConfigError(str(error)) from error
     _use_device(cfg.device)

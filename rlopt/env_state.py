@@ -77,6 +77,9 @@ def restore(state: Any, live: Any) -> Any:
     """What was captured, in new containers and arrays, but in the environments of `live`.
 
     `live` is built like what was captured; its environments are changed.
+
+    Raises:
+        UnknownStateError: `live` is built in another way.
     """
     return _Restore().decode(state, live)
 
@@ -138,7 +141,7 @@ class _Capture:
         items = [[key, self.encode(v, f"{path}{name}")] for key, name, v in _items(x, path)]
         if type(x) is deque:
             return ["deque", items, x.maxlen]
-        return [type(x).__name__ if type(x) in CONTAINERS else "object", items]
+        return [type(x).__name__, items] if type(x) in CONTAINERS else ["object", items, _kind(x)]
 
     def _text(self, x: Any) -> str | None:
         """`x` as a text, where that says everything of it."""
@@ -213,6 +216,9 @@ class _Restore:
             return self.objects[content[0]]
         if kind == "text":
             return self._parse(content[0])
+        if kind == "object" and content[1:] != [_kind(live)]:
+            was = content[1] if content[1:] else "part of an older version's"
+            raise UnknownStateError(f"a {_kind(live)} can't have the saved state: it is {was}")
         number = len(self.objects)
         made: Any = live if kind == "object" else {"list": [], "dict": {}}.get(kind)
         if kind == "deque":
@@ -254,6 +260,10 @@ class _Restore:
                 vars(made).clear()
             vars(made).update(children)
         return made
+
+
+def _kind(x: Any) -> str:
+    return f"{type(x).__module__}.{type(x).__qualname__}"
 
 
 def _array(dtype: str, shape: list[int], order: Any, data: bytes) -> np.ndarray:

@@ -23,6 +23,7 @@ from gymnasium.wrappers.vector import FlattenObservation
 
 from rlopt import atari, check
 from rlopt.action_spaces import leaves
+from rlopt.contract import Contract, process_options
 from rlopt.masks import ActionMask, mask_column
 from rlopt.observations import FlatBox
 
@@ -100,7 +101,7 @@ def make_vector_env(
     spec = find_spec(env_id)
     if backend == "auto":
         backend = fastest_backend(env_id, kwargs, action_mask, wrappers)
-    env = _make(spec, num_envs, backend, options, wrappers)
+    env = _make(spec, num_envs, backend, options, wrappers, action_mask)
     if env.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
         raise ValueError(
             f"env={env_id}: backend {backend} does not run in NEXT_STEP autoreset mode"
@@ -145,6 +146,14 @@ def make_single_env(
     options, wrappers = _single(spec, options, wrappers)
     env = gym.make(spec, **options, **render)
     return functools.reduce(lambda env, wrapper: wrapper(env), wrappers, env)
+
+
+def time_limit(env_id: str, max_episode_steps: int | None, kwargs: Mapping[str, Any]) -> int | None:
+    """Steps after which an episode is truncated: the given limit, else the registered one."""
+    spec = find_spec(env_id)
+    if max_episode_steps is not None:
+        return max_episode_steps
+    return atari.time_limit(kwargs) if atari.is_atari(spec.id) else spec.max_episode_steps
 
 
 def _single(
@@ -202,6 +211,7 @@ def _make(
     backend: str,
     options: dict[str, Any],
     wrappers: Sequence[Any],
+    action_mask: bool,
 ) -> VectorEnv:
     if wrappers and backend in ("envpool", "vector_entry_point"):
         raise ValueError(f"backend {backend} can't have wrappers, use env.backend=sync")
@@ -209,13 +219,21 @@ def _make(
         return _make_envpool(spec.id, num_envs, options)
     if backend == "vector_entry_point" and spec.vector_entry_point is None:
         raise ValueError(f"backend vector_entry_point: {spec.id} has none, use env.backend=auto")
+    vector_kwargs: dict[str, Any] = {}
     if backend in ("sync", "async"):
         options, wrappers = _single(spec, options, wrappers)
+        wrappers += [functools.partial(Contract, masked=action_mask, backend=backend)]
+        vector_kwargs = process_options(backend, num_envs)
     elif atari.is_atari(spec.id):
         options = atari.vector_options(options)
     try:
         return gym.make_vec(
-            spec, num_envs, vectorization_mode=backend, wrappers=wrappers, **options
+            spec,
+            num_envs,
+            vectorization_mode=backend,
+            vector_kwargs=vector_kwargs,
+            wrappers=wrappers,
+            **options,
         )
     except WrapperError:
         raise

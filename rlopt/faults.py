@@ -25,6 +25,10 @@ class BrokenEnvError(RuntimeError):
     """An environment raised, died, or returned what its spaces do not allow."""
 
 
+class MisfitError(ValueError):
+    """What a single environment returned does not fit; the message goes behind the call's name."""
+
+
 def reset(env: VectorEnv, seed: int | None) -> NDArray:
     """The observations [N, d] of fresh episodes, copied.
 
@@ -105,6 +109,8 @@ def _blame(env: Any, call: str, error: Exception) -> tuple[int | None, str]:
 
 
 def _raised(call: str, kind: type, error: Any, file: str, line: Any) -> str:
+    if issubclass(kind, MisfitError):
+        return f"{call} {error}"
     return f"{call} raised {kind.__name__}: {error} ({Path(file).name}, line {line})"
 
 

@@ -47,6 +47,28 @@ def mask_column(space: spaces.Space) -> int | None:
     return sum(spaces.flatdim(space[name]) for name in names[: names.index(KEY)])
 
 
+def flat_mask(mask: Any, size: int) -> NDArray[np.int8]:
+    """A mask as a row of 1 and 0, [size].
+
+    Args:
+        mask: an array, list or tuple; of MultiDiscrete actions also one array for each entry.
+        size: choices of all entries of the action together.
+
+    Raises:
+        ValueError: the mask has another number of entries, or holds something else than numbers.
+    """
+    parts = mask if isinstance(mask, list | tuple) else [mask]
+    try:
+        flat = np.concatenate([np.ravel(part) for part in parts]) != 0
+    except (TypeError, ValueError):
+        flat = np.zeros(0, bool)
+    if len(flat) != size:
+        shape = isinstance(mask, np.ndarray)
+        found = f"one of shape {np.shape(mask)}" if shape else f"{mask!r:.100}"
+        raise ValueError(f"an {KEY} of shape ({size},) is due, got {found}")
+    return flat.astype(np.int8)
+
+
 def mask_last(space: spaces.Space, flat: NDArray, size: int, mask: Any) -> NDArray:
     """Flattened observations [N, d] of a space, with masks of `size` entries behind the rest.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.distributions import Distribution
 
 from rlopt import env_state, faults
 from rlopt.action_spaces import env_action
+from rlopt.seeding import seed_spaces
 from rlopt.types import (
     NonFiniteError,
     Policy,
@@ -41,6 +43,30 @@ class EndlessEpisodeError(ValueError):
     """An episode did not end within the limit."""
 
 
+@dataclass
+class Row:
+    """What one step of a vector environment gave, before autoreset rows are left out.
+
+    Attributes:
+        action: [N, *], as sampled.
+        reward: [N].
+        terminated: [N] bool.
+        truncated: [N] bool.
+        valid: [N] bool, False where the step only reset the environment.
+    """
+
+    action: NDArray
+    reward: NDArray
+    terminated: NDArray
+    truncated: NDArray
+    valid: NDArray
+
+    @property
+    def done(self) -> NDArray:
+        """[N] bool, the episode has ended."""
+        return self.terminated | self.truncated
+
+
 class Recorder:
     """Steps a vector environment and keeps rows; knows NEXT_STEP autoreset and episode steps.
 
@@ -56,15 +82,14 @@ class Recorder:
     def reset(self, seed: int | None) -> None:
         """Start a fresh episode in every environment."""
         N = self.env.num_envs
+        if seed is not None:
+            seed_spaces(self.env, seed)
         self.obs = faults.reset(self.env, seed)
         self.step_index = np.zeros(N, dtype=np.int64)
         self.autoreset = np.zeros(N, dtype=bool)  # the next row only resets this environment
         self.episode_return = np.zeros(N)
         self.state: Tensor | None = None  # [N, H] of a recurrent policy, before `obs`
         self.needs_reset = False
-        for i in np.flatnonzero(~np.isfinite(self.obs).reshape(N, -1).all(-1)):
-            message = f"environment {i} gave a non-finite observation at step 0 of its episode"
-            raise NonFiniteError(message, num_steps=0)
 
     def state_dict(self) -> Any:
         """Where each episode is, the environments' state included; None where it is unknown."""
@@ -81,15 +106,32 @@ class Recorder:
         if restored.get("memory") is not None:
             self.state = float_tensor(restored["memory"], self.device)
 
+    def step(self, policy: Policy) -> Row:
+        """Act and step once in every environment, and keep count of the episodes."""
+        action, env_action = self._act(policy)
+        self.obs, reward, terminated, truncated = faults.step(self.env, env_action)
+        row = Row(action, reward, terminated, truncated, ~self.autoreset)
+        self.episode_return = np.where(self.autoreset, 0.0, self.episode_return + reward)
+        self.step_index = np.where(self.autoreset, 0, self.step_index + 1)
+        self.autoreset = row.done
+        return row
+
     @torch.inference_mode()
     def _act(self, policy: Policy) -> tuple[NDArray, Any]:
         """Actions as sampled, and as the environment takes them."""
+        self._remember(policy)
         if self.state is None:
             dist = policy(obs_tensor(self.obs, self.device))
         else:
             dist = self._advance(policy, float_tensor(self.obs, self.device), self.state)
         action = self.choose(dist).cpu().numpy()
         return action, env_action(self.env.single_action_space, action)
+
+    def _remember(self, policy: Policy) -> None:
+        """Begin with the state 0 under a recurrent policy."""
+        if isinstance(policy, RecurrentPolicy) and self.state is None:
+            zeros = np.zeros((self.env.num_envs, policy.state_size))
+            self.state = float_tensor(zeros, self.device)
 
     def _advance(self, policy: Any, obs: Tensor, state: Tensor) -> Distribution:
         dist, new = policy.advance(obs, state)
@@ -108,38 +150,31 @@ class Recorder:
         """Step for `num_rows` rows, or until each environment has ended `quota` [N] episodes.
 
         Stops too where one of these episodes is longer than `max_episode_steps`.
+
+        Raises:
+            NonFiniteError: an observation or a reward is not finite.
         """
-        obs, steps, actions = [self.obs], [self.step_index], []
-        rows: list[tuple[NDArray, ...]] = []
+        self._refuse_nonfinite_start()
+        self._remember(policy)
+        obs, steps, states = [self.obs], [self.step_index], [self.state]
+        rows: list[Row] = []
         returns: list[float] = []
         lengths: list[int] = []
         remaining = None if quota is None else quota.copy()
-        if isinstance(policy, RecurrentPolicy) and self.state is None:
-            zeros = np.zeros((self.env.num_envs, policy.state_size))
-            self.state = float_tensor(zeros, self.device)
-        states = [self.state]
         while len(rows) < num_rows and (remaining is None or remaining.any()):
-            action, env_action = self._act(policy)
-            next_obs, reward, terminated, truncated = faults.step(self.env, env_action)
+            row = self.step(policy)
+            if remaining is not None:
+                row.valid &= remaining > 0
+            for i in np.flatnonzero(row.done & row.valid):
+                returns.append(float(self.episode_return[i]))
+                lengths.append(int(self.step_index[i]))
+                if remaining is not None:
+                    remaining[i] -= 1
 
-            valid = ~self.autoreset if remaining is None else ~self.autoreset & (remaining > 0)
-            done = terminated | truncated
-            self.episode_return = np.where(self.autoreset, 0.0, self.episode_return + reward)
-            self.step_index = np.where(self.autoreset, 0, self.step_index + 1)
-            self.autoreset = done
-            if done.any():
-                for i in np.flatnonzero(done & valid):
-                    returns.append(float(self.episode_return[i]))
-                    lengths.append(int(self.step_index[i]))
-                    if remaining is not None:
-                        remaining[i] -= 1
-
-            self.obs = next_obs
             obs.append(self.obs)
             states.append(self.state)
             steps.append(self.step_index)
-            actions.append(action)
-            rows.append((reward, terminated, truncated, valid))
+            rows.append(row)
             if not np.isfinite(self.obs).all():
                 break  # no policy can act on it; _check_finite says where it came from
             if (
@@ -149,14 +184,15 @@ class Recorder:
             ):
                 break
 
-        reward, terminated, truncated, valid = map(np.stack, zip(*rows, strict=True))
         to_device = partial(torch.as_tensor, device=self.device)
+        valid = np.stack([row.valid for row in rows])
+        reward = np.where(valid, np.stack([row.reward for row in rows]), 0.0)
         rollout = Rollout(
             obs=_with_states(obs_tensor(np.stack(obs), self.device), states),
-            action=to_device(np.stack(actions)),
-            reward=float_tensor(np.where(valid, reward, 0.0), self.device),
-            terminated=to_device(terminated),
-            truncated=to_device(truncated),
+            action=to_device(np.stack([row.action for row in rows])),
+            reward=float_tensor(reward, self.device),
+            terminated=to_device(np.stack([row.terminated for row in rows])),
+            truncated=to_device(np.stack([row.truncated for row in rows])),
             valid=to_device(valid),
             step=to_device(np.stack(steps)),
             episode_returns=returns,
@@ -164,6 +200,17 @@ class Recorder:
         )
         _check_finite(rollout)
         return rollout
+
+    def _refuse_nonfinite_start(self) -> None:
+        finite = np.isfinite(self.obs).reshape(self.env.num_envs, -1).all(-1)
+        for i in np.flatnonzero(~finite):
+            message = f"environment {i} gave a non-finite observation at step 0 of its episode"
+            raise NonFiniteError(message, num_steps=0)
+
+
+def divided(episodes: int, num_envs: int) -> NDArray[np.int64]:
+    """How many of the episodes each environment runs, [num_envs]."""
+    return np.full(num_envs, episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
 
 
 def run_episodes(
@@ -174,8 +221,7 @@ def run_episodes(
     Raises:
         EndlessEpisodeError: an episode did not end within `max_episode_steps`.
     """
-    N = recorder.env.num_envs
-    quota = np.full(N, episodes // N) + (np.arange(N) < episodes % N)
+    quota = divided(episodes, recorder.env.num_envs)
     num_rows = int(quota.max()) * (max_episode_steps + 1)
     rollout = recorder.record(policy, quota, num_rows, max_episode_steps)
     all_ended = len(rollout.episode_returns) == episodes

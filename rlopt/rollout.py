@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from rlopt.distributed import share
 from rlopt.envs import derive_seed
 from rlopt.recorder import Recorder, run_episodes, sample
 from rlopt.types import Policy, Rollout
+
+log = logging.getLogger(__name__)
 
 
 class StepRollout:
@@ -68,7 +71,11 @@ class StepRollout:
         self.num_rollouts = state["num_rollouts"]
         if state["recorder"] is not None:
             self.recorder.reset(self.seed)
-            self.recorder.load_state_dict(state["recorder"])
+            try:
+                self.recorder.load_state_dict(state["recorder"])
+            except env_state.UnknownStateError as error:
+                log.warning("this resume starts new episodes: %s", error)
+                self.recorder.needs_reset = True
 
 
 class EpisodeRollout:

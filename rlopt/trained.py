@@ -23,7 +23,7 @@ from rlopt.action_spaces import env_action
 from rlopt.build import env_settings, make_env, make_policy
 from rlopt.config import ConfigError, one_line, read_config
 from rlopt.envs import make_single_env
-from rlopt.masks import mask_last, mask_size
+from rlopt.masks import flat_mask, mask_last, mask_size
 from rlopt.networks import floats
 from rlopt.recorder import mode, sample
 from rlopt.types import RecurrentPolicy, obs_tensor
@@ -93,12 +93,17 @@ class TrainedPolicy:
                 "nor is it a batch [B, ...] of such"
             ) from error
         if self.mask_size:
-            masks = None if action_mask is None else np.reshape(action_mask, (len(flat), -1))
+            masks = None if action_mask is None else self._masks(action_mask, shape)
             flat = mask_last(self.observation_space, flat, self.mask_size, masks)
         dist = self._distribution(obs_tensor(flat, self.device))
         chosen = mode(dist) if deterministic else sample(dist)
         action = env_action(self.action_space, chosen.cpu().numpy())
         return action if shape else next(iter(iterate(batch_space(self.action_space, 1), action)))
+
+    def _masks(self, action_mask: Any, shape: tuple[int, ...]) -> NDArray:
+        """The mask of one observation, or the masks of a batch, as rows [B, mask_size]."""
+        rows = action_mask if shape else [action_mask]
+        return np.stack([flat_mask(row, self.mask_size) for row in rows])
 
     def _distribution(self, obs: Tensor) -> Distribution:
         if not isinstance(self.module, RecurrentPolicy):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import signal
 import time
 from collections import deque
@@ -26,6 +25,7 @@ from rlopt.distributed import gather_list, rank, total_count, total_mean
 from rlopt.evaluate import Evaluation
 from rlopt.logger import Logger, NoLogger
 from rlopt.schedule import Schedule
+from rlopt.seeding import random_state, set_random_state
 from rlopt.types import (
     Baseline,
     Batch,
@@ -109,7 +109,7 @@ class Trainer:
                     evaluation = self._evaluate_or_save(settings.eval.final_episodes, metrics)
                 self.next_eval += settings.eval.every * (self.env_steps >= self.next_eval)
                 self._keep_if_best(evaluation)
-                metrics |= evaluation_metrics(evaluation)
+                metrics |= evaluation_metrics(evaluation, settings.on_nonfinite)
             self.logger.log(self.env_steps, metrics)
             stop = total_count(int(self.stop_signal > 0)) > 0
             if done or stop or self.env_steps >= self.next_save:
@@ -147,11 +147,14 @@ class Trainer:
     def _evaluate_or_save(self, episodes: int, metrics: Metrics) -> Evaluation:
         """An evaluation; where it fails, the iteration before it is not lost."""
         try:
-            return self.evaluate(episodes)
+            evaluation = self.evaluate(episodes)
         except Exception:
             self.logger.log(self.env_steps, metrics)
             self.save("last")
             raise
+        for remark in evaluation.remarks:
+            log.warning(remark)
+        return evaluation
 
     def iterate(self) -> Metrics:
         """Sample, update the policy, fit the baseline, and only then move the normaliser."""
@@ -320,30 +323,14 @@ def _check_finite(whose: str, metrics: Metrics) -> None:
             raise FloatingPointError(f"{whose} {name} is {value}")
 
 
-def random_state() -> dict[str, Any]:
-    """The state of the process' global random generators, as plain data."""
-    name, keys, *rest = np.random.get_state(legacy=True)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [name, [int(key) for key in keys], *rest],
-        "python": random.getstate(),
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """The reverse of `random_state`."""
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    np.random.set_state(tuple(state["numpy"]))
-    random.setstate(state["python"])
-
-
-def evaluation_metrics(evaluation: Evaluation) -> Metrics:
+def evaluation_metrics(evaluation: Evaluation, on_nonfinite: str) -> Metrics:
     """Tags of an evaluation."""
+    counts = {"eval/cut_episodes": evaluation.num_cut}
+    if on_nonfinite == "skip":
+        counts["eval/nonfinite_episodes"] = evaluation.num_nonfinite
     return {
         "eval/return_mean": evaluation.mean,
         "eval/return_std": evaluation.std,
-        "eval/length_mean": float(np.mean(evaluation.lengths)),
+        "eval/length_mean": evaluation.length_mean,
+        **counts,
     }

@@ -21,6 +21,7 @@ FREE = {
     "eval.every",
     "eval.episodes",
     "eval.final_episodes",
+    "eval.max_episode_steps",
     "checkpoint.every",
     "log.histograms",
     "log.video",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -216,7 +217,8 @@ def recorded_result(overrides: list[str], folder: Path) -> float | None:
         if summary.exists():
             result = json.loads(summary.read_text())
             if result["status"] == "finished":
-                return float(result["eval_return_mean"])
+                mean = result["eval_return_mean"]
+                return math.nan if mean is None else float(mean)
         if not record.exists():  # it ended before there was anything to resume
             set_aside(folder)
         return None

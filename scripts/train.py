@@ -178,9 +178,10 @@ def summarize(trainer: Trainer, evaluation: Evaluation | None, seconds: float) -
         "env_steps": trainer.env_steps,
         "wall_seconds": seconds,
         "train_return": float(np.mean(returns)) if returns else None,
-        "eval_return_mean": evaluation.mean if evaluation else None,
-        "eval_return_std": evaluation.std if evaluation else None,
+        "eval_return_mean": evaluation.mean if evaluation and evaluation.returns else None,
+        "eval_return_std": evaluation.std if evaluation and evaluation.returns else None,
         "eval_episodes": len(evaluation.returns) if evaluation else 0,
+        "eval_cut_episodes": evaluation.num_cut if evaluation else 0,
         "versions": {
             "rlopt": rlopt.__version__,
             "torch": torch.__version__,
