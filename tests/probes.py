@@ -130,7 +130,7 @@ class Faulty(gym.Env):
     def __init__(self, fault, value, at, bad_seed, continuous=False):
         self.observation_space = UNIT_ACTIONS
         self.action_space = UNIT_ACTIONS if continuous else TWO_ACTIONS
-        self.fault, self.value, self.at, self.bad_seed = fault, value, at, bad_seed
+        self.fault, self.value, self.at, self.bad_seed = fault, float(value), at, bad_seed
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)

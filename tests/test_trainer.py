@@ -561,9 +561,12 @@ def test_rollout_return_is_that_of_recent_episodes(build):
 
 
 def test_evaluation_metrics():
-    metrics = evaluation_metrics(Evaluation([1.0, 3.0], [10, 20]))
+    evaluation = Evaluation([1.0, 3.0], [10, 20], num_cut=1, num_nonfinite=4)
     expected = {"eval/return_mean": 2.0, "eval/return_std": 1.0, "eval/length_mean": 15.0}
-    assert metrics == expected
+    expected["eval/cut_episodes"] = 1
+    assert evaluation_metrics(evaluation, "stop") == expected
+    expected["eval/nonfinite_episodes"] = 4
+    assert evaluation_metrics(evaluation, "skip") == expected
 
 
 def test_invalid_numbers_reach_neither_update_nor_fit(build):
