@@ -217,8 +217,8 @@ class _Restore:
         if kind == "text":
             return self._parse(content[0])
         if kind == "object" and content[1:] != [_kind(live)]:
-            was = content[1] if content[1:] else "part of an older version's"
-            raise UnknownStateError(f"a {_kind(live)} can't have the saved state: it is {was}")
+            whose = f"a {content[1]}" if content[1:] else "an older version of rlopt"
+            raise UnknownStateError(f"a {_kind(live)} can't take the saved state of {whose}")
         number = len(self.objects)
         made: Any = live if kind == "object" else {"list": [], "dict": {}}.get(kind)
         if kind == "deque":

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from probes import make_env
+from probes import make_env, make_policy
 
 from rlopt import checkpoint
 from rlopt.env_state import UnknownStateError, capture, restore, unknown_state
+from rlopt.rollout import StepRollout
 
 CAPTURED = [
     ("CartPole-v1", "vector_entry_point"),
@@ -114,3 +115,35 @@ def test_an_array_keeps_type_shape_layout_and_bits(order):
 def test_the_state_of_a_torch_tensor_is_not_guessed_at():
     with pytest.raises(UnknownStateError, match="torch"):
         capture({"x": torch.zeros(1)})
+
+
+def without_classes(state):
+    """A captured state as older versions wrote it: an object did not say what it is of."""
+    if not isinstance(state, list):
+        return state
+    kind, *content = state if state else [None]
+    return [kind, content[0]] if kind == "object" else [without_classes(x) for x in state]
+
+
+def test_the_state_of_another_class_is_refused():
+    """Of an older version, say, which put other wrappers around the environments."""
+    env = make_env("Counting-v0", 2)
+    env.reset(seed=0)
+    state = capture({"env": env})
+    env.envs = [inner.env for inner in env.envs]
+    with pytest.raises(UnknownStateError, match=r"can't take .* of a rlopt\.contr"):
+        restore(state, {"env": env})
+
+
+def test_a_resume_from_the_state_of_an_older_version_starts_new_episodes(caplog):
+    env = make_env("Counting-v0", 2)
+    policy = make_policy(env)
+    sampler = StepRollout(env, "cpu", seed=3, num_steps=4)
+    sampler.collect(policy)
+    state = sampler.state_dict()
+    other = StepRollout(env, "cpu", seed=3, num_steps=4)
+    other.load_state_dict(state | {"recorder": without_classes(state["recorder"])})
+    assert "this resume starts new episodes" in caplog.text
+    assert "an older version of rlopt" in caplog.text
+    assert other.recorder.needs_reset
+    assert other.collect(policy).step[0].tolist() == [0, 0]
