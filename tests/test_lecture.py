@@ -19,9 +19,8 @@ from rlopt.lecture.moments import Moments, bernstein, estimate_moments
 from rlopt.rows import Row
 from rlopt.types import Batch
 
-SAMPLED = "variance_without_and_with_baseline"
 SLOW = {  # a second or so on one seed
-    SAMPLED,
+    "variance_without_and_with_baseline",
     "npg_is_trpo_to_leading_order",
     "proximal_policy_optimization",
     "estimated_trpo",
@@ -53,9 +52,9 @@ def test_a_statement_holds_on_other_seeds(statement):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("statement", [s for s in STATEMENTS if s.__name__ != SAMPLED], **NAME)
+@pytest.mark.parametrize("statement", STATEMENTS, **NAME)
 def test_a_statement_holds_on_fifty_seeds(statement):
-    """Those that are exact; the sampled gradient is below, with its faults."""
+    """At its level of 0.001 the sampled gradient fails on none with a probability of 0.95."""
     assert not failed_seeds(statement, range(50))
 
 
@@ -234,20 +233,17 @@ def faults_that_fail(seed):
             drawn.append(sampled(*arguments))
         return drawn[0]
 
-    for fault, planted in {"none": (), **ESTIMATE_FAULTS}.items():
+    for fault, planted in ESTIMATE_FAULTS.items():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(estimates, "sampled", sampled_once)
-            if planted:
-                patch.setattr(*planted)
+            patch.setattr(*planted)
             if sampled_gradient_fails(seed):
                 yield fault
 
 
 @pytest.mark.slow
-def test_a_fault_of_the_estimate_fails_on_nearly_all_seeds_and_none_on_none():
-    """At a level of 0.001 no failure without a fault is expected in 50 seeds (probability 0.95)."""
+def test_a_fault_of_the_estimate_fails_the_sampled_gradient_on_nearly_all_seeds():
     failures = collections.Counter(fault for seed in range(50) for fault in faults_that_fail(seed))
-    assert failures.pop("none", 0) == 0
     assert set(failures) == set(ESTIMATE_FAULTS)
     assert min(failures.values()) >= 45
 

@@ -1,6 +1,6 @@
 """The exact mean, variance and range of the lecture's gradient estimate, and a bound from them.
 
-Returns are heavy-tailed: Student's quantiles are wrong for the mean of some thousand trajectories.
+Where returns have heavy tails, Student's quantiles are too small for the error of a mean.
 Bernstein's inequality holds for any distribution whose variance and range are known, and on a
 tabular MDP both follow from one backward recursion.
 """
