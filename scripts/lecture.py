@@ -179,6 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [name for name in options.names if name not in by_name]
     if unknown:
         parser.error(f"unknown statement {', '.join(unknown)}; there are {', '.join(by_name)}")
+    if not 0 <= options.seed < 2**31:
+        parser.error(f"--seed must be from 0 to {2**31 - 1}, got {options.seed}")
 
     torch.set_num_threads(1)  # matrices this small are slower on more
     start = time.perf_counter()

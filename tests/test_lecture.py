@@ -289,6 +289,14 @@ def test_an_unknown_statement_is_named(capsys):
     assert "unknown statement two_actions" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seed", ["-1", "2147483648", "1.5", "one"])
+def test_a_seed_out_of_range_is_refused(seed, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        script.main(["--seed", seed, "--output", str(tmp_path / "new")])
+    assert "--seed" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("value", "passed"), [(0.0, True), (1.0, True), (1.1, False), (-1e-9, False), (math.nan, False)]
 )
