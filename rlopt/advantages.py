@@ -121,11 +121,11 @@ def td(
 def standardize(advantage: Tensor, valid: Tensor) -> Tensor:
     """(A - mean) / std over the valid entries of all processes, 0 where all are equal.
 
-    Invalid rows stay 0.
+    std is the population's: the result has a mean square of 1. Invalid rows stay 0.
     """
     x = gather(advantage[valid])
     centred = advantage - x.mean()
-    std = linalg.std(x)
+    std = linalg.std(x, correction=0)
     # Rounding leaves a spread of about eps * |mean| in equal numbers; below that there is no signal
     # to scale up.
     has_spread = std > 10 * torch.finfo(x.dtype).eps * x.abs().max()

@@ -196,6 +196,6 @@ class NetworkBaseline(nn.Module):
 def mean_std(target: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and std of targets [B]; a std of 1 in the units of the mean where all are equal."""
     target = gather(target)
-    mean, std = target.mean(), linalg.std(target)
+    mean, std = target.mean(), linalg.std(target, correction=0)
     spread = std > 1e-6 * mean.abs()
     return mean, torch.where(spread, std, mean.abs().clamp(min=1.0))

@@ -71,10 +71,16 @@ def conjugate_gradient(A: Operator, b: Tensor, max_iterations: int, tolerance: f
     return Solution(x, r, iterations, float(rr.sqrt() / b_norm))
 
 
-def std(x: Tensor) -> Tensor:
-    """Standard deviation of the entries of x, without overflow of their squares."""
+def std(x: Tensor, *, correction: int) -> Tensor:
+    """Standard deviation of the entries of x, without overflow of their squares.
+
+    Args:
+        x: [n].
+        correction: the sum of squares is divided by n - correction: 0 for the population's standard
+            deviation, 1 for the sample's. The sample's is 0 for a single entry, where n - 1 is 0.
+    """
     scale = power_of_two(x)
-    return (x / scale).std(unbiased=False) * scale
+    return (x / scale).std(correction=min(correction, len(x) - 1)) * scale
 
 
 def power_of_two(x: Tensor) -> Tensor:

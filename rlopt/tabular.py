@@ -152,11 +152,11 @@ def policy_gradient(mdp: TabularMDP, policy: nn.Module) -> Tensor:
     )
 
 
-def _scores(mdp: TabularMDP, policy: nn.Module) -> tuple[Tensor, Tensor]:
-    """The table pi [S, A] and grad ln pi(a | s) [S, A, P]."""
-    S, theta = len(mdp.mu), parameters_of(policy)
-    scores = jacrev(lambda x: action_probabilities(policy, S, x).log())(theta)
-    return action_probabilities(policy, S, theta), scores
+def scores(policy: nn.Module, num_states: int) -> Tensor:
+    """The table grad ln pi(a | s) [S, A, P]."""
+    return jacrev(lambda theta: action_probabilities(policy, num_states, theta).log())(
+        parameters_of(policy)
+    )
 
 
 def policy_gradient_theorem(mdp: TabularMDP, policy: nn.Module) -> Tensor:
@@ -164,9 +164,9 @@ def policy_gradient_theorem(mdp: TabularMDP, policy: nn.Module) -> Tensor:
 
     Source: lecture, "First Order Expansion on the Objective Function".
     """
-    pi, scores = _scores(mdp, policy)
+    pi = action_probabilities(policy, len(mdp.mu))
     weight = (visits(mdp, pi)[..., None] * pi * values(mdp, pi).A).sum(0)
-    return torch.einsum("sa,sap->p", weight, scores)
+    return torch.einsum("sa,sap->p", weight, scores(policy, len(mdp.mu)))
 
 
 def fisher_matrix(mdp: TabularMDP, policy: nn.Module) -> Tensor:
@@ -174,9 +174,9 @@ def fisher_matrix(mdp: TabularMDP, policy: nn.Module) -> Tensor:
 
     Source: lecture, "NPG: A leading order equivalent program to TRPO".
     """
-    pi, scores = _scores(mdp, policy)
+    pi, score = action_probabilities(policy, len(mdp.mu)), scores(policy, len(mdp.mu))
     weight = visits(mdp, pi).sum(0)[:, None] * pi
-    return torch.einsum("sa,sap,saq->pq", weight, scores, scores)
+    return torch.einsum("sa,sap,saq->pq", weight, score, score)
 
 
 # Exact steps

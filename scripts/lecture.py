@@ -2,6 +2,7 @@
 
 python scripts/lecture.py                        everything, to outputs/lecture/
 python scripts/lecture.py two_action_example     only the statements named
+python scripts/lecture.py --seed 1               with other policies, MDPs and trajectories
 """
 
 from __future__ import annotations
@@ -27,19 +28,21 @@ BLUE, RED, GREY = "#1f5fa8", "#c8442c", "#777777"
 # Table
 
 
-def run(statement: Callable[[], Result]) -> Result:
+def run(statement: Callable[[int], Result], seed: int) -> Result:
     """A statement's result; one that raises is a FAIL that says why, not the end of the table."""
     data: dict[str, Any] = {}
 
     def rows() -> list[Row]:
-        result = statement()
+        result = statement(seed)
         data.update(result.data)
         return result.rows
 
     return Result(guarded(rows), data)
 
 
-def table(statements: Sequence[Callable[[], Result]], results: Sequence[Result]) -> list[list[str]]:
+def table(
+    statements: Sequence[Callable[[int], Result]], results: Sequence[Result]
+) -> list[list[str]]:
     """The cells of all rows, without the header."""
     return [
         [
@@ -150,7 +153,7 @@ def variance_figure(data: dict[str, Any]) -> Figure:
     ax.set(
         xlabel="variance of one trajectory's gradient, summed over entries (reward²)",
         ylabel="baseline b",
-        title="What a baseline removes (slippery CliffWalking)",
+        title="What a baseline removes (CliffWalking, 8 steps)",
     )
     return figure
 
@@ -170,16 +173,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="statement", help=", ".join(by_name))
+    parser.add_argument("--seed", type=int, default=0, help="of all that the statements draw")
     parser.add_argument("--output", type=Path, default=Path("outputs/lecture"), help="the folder")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in by_name]
     if unknown:
         parser.error(f"unknown statement {', '.join(unknown)}; there are {', '.join(by_name)}")
+    if not 0 <= options.seed < 2**31:
+        parser.error(f"--seed must be from 0 to {2**31 - 1}, got {options.seed}")
 
     torch.set_num_threads(1)  # matrices this small are slower on more
     start = time.perf_counter()
     statements = [by_name[name] for name in options.names or by_name]
-    results = [run(statement) for statement in statements]
+    results = [run(statement, options.seed) for statement in statements]
     cells = table(statements, results)
     text = markdown(cells)
     print(text)

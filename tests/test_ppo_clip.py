@@ -124,20 +124,30 @@ def test_a_longer_gradient_is_shortened_and_its_norm_reported(name):
         assert metrics["algo/grad_norm"] == pytest.approx(step.norm().item())
 
 
-def test_standardised_minibatches_are_those_of_standardised_advantages():
+@pytest.mark.parametrize("size", [2, 3, 16])
+def test_minibatches_are_standardised_by_cleanrls_formula(size):
+    """(A - A.mean()) / (A.std() + 1e-8), where std is the sample's: divided by n - 1."""
     policy, batch = problem("discrete")
-    A = batch.advantage
-    standard = (A - A.mean()) / A.std(unbiased=False)
-    steps = [
-        step_of(make_rule("ppo_clip", copy.deepcopy(policy), standardize_minibatch=on), part)
-        for on, part in (
-            (False, replace(batch, advantage=standard)),
-            (True, batch),
-            (True, replace(batch, advantage=5 + 3 * A)),
-        )
-    ]
-    torch.testing.assert_close(steps[1], steps[0], rtol=1e-6, atol=0)
-    torch.testing.assert_close(steps[2], steps[0], rtol=1e-6, atol=0)
+    batch = batch[torch.arange(size)]
+    A = 5 + 3 * batch.advantage
+    sample_std = ((A - A.mean()).square().sum() / (size - 1)).sqrt()
+
+    def step(advantage, standardize_minibatch):
+        settings = {"standardize_minibatch": standardize_minibatch, "optimizer": UNIT_SGD}
+        rule = make_rule("ppo_clip", copy.deepcopy(policy), epochs=1, **settings)
+        return step_of(rule, replace(batch, advantage=advantage))
+
+    expected = step((A - A.mean()) / (sample_std + 1e-8), False)
+    torch.testing.assert_close(step(A, True), expected, rtol=1e-9, atol=1e-12)
+    assert expected.norm() > 1e-3
+
+
+def test_a_minibatch_of_one_row_has_an_advantage_of_zero():
+    policy, batch = problem("discrete")
+    rule = make_rule("ppo_clip", policy, standardize_minibatch=True, minibatch_size=1)
+    before = flat(policy)
+    rule.step(batch)
+    assert torch.equal(flat(policy), before)
 
 
 def test_an_epoch_visits_every_transition_once():

@@ -22,7 +22,7 @@ from rlopt.types import Batch
 
 @pytest.fixture(scope="module")
 def ex():
-    return example()
+    return example(seed=0)
 
 
 def one_hot(index, size):

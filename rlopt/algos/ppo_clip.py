@@ -39,7 +39,7 @@ class PPOClip:
             evenly, into whole sequences for a recurrent policy.
         clip_range: eps.
         entropy_bonus: weight of the mean entropy.
-        standardize_minibatch: (A - mean) / std over the minibatch.
+        standardize_minibatch: (A - mean) / (std + 1e-8) over the minibatch, with the sample's std.
         max_grad_norm: a longer gradient is shortened to it; None for as it is.
         target_kl: the KL above which no further epoch is begun, or None.
 
@@ -119,7 +119,7 @@ class PPOClip:
         A = batch.advantage
         if self.standardize_minibatch:
             everywhere = gather(A)
-            A = (A - everywhere.mean()) / (std(everywhere) + 1e-8)
+            A = (A - everywhere.mean()) / (std(everywhere, correction=1) + 1e-8)
         new = self.policy(batch.obs)
         log_ratio = new.log_prob(batch.action) - old_log_prob
         ratio = log_ratio.exp()

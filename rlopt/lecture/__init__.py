@@ -1,7 +1,9 @@
 """The lecture's statements, each measured on the package's own code against an independent oracle.
 
-A statement is a function without arguments: it returns the rows of the table and what its figure
-shows. Its docstring begins with its slide's title. `scripts/lecture.py` runs them all.
+A statement is a function of a seed, from which all that it draws is drawn: policies, MDPs, steps,
+trajectories. It returns the rows of the table and what its figure shows, and its docstring begins
+with its slide's title. A row holds for every seed; where it tests sampled numbers, it fails with at
+most the probability that the statement names. `scripts/lecture.py` runs them all.
 
 The oracles are enumeration of all trajectories, automatic differentiation through exact values, and
 scipy's solvers. What is judged are the update rules, Fisher operators, advantage estimators and
@@ -21,6 +23,7 @@ from rlopt.lecture.divergence import (
     trajectory_kl_sums_over_steps,
 )
 from rlopt.lecture.estimates import (
+    expectation_is_the_advantage,
     importance_sampling,
     unbiased_for_any_baseline,
     variance_without_and_with_baseline,
@@ -33,10 +36,12 @@ from rlopt.lecture.rules import (
     first_order_expansion,
     npg_is_trpo_to_leading_order,
     proximal_policy_optimization,
+    sample_based_npg,
 )
 from rlopt.lecture.two_actions import two_action_example
 
-STATEMENTS: list[Callable[[], Result]] = [
+STATEMENTS: list[Callable[[int], Result]] = [
+    expectation_is_the_advantage,
     unbiased_for_any_baseline,
     variance_without_and_with_baseline,
     performance_difference_lemma,
@@ -46,6 +51,7 @@ STATEMENTS: list[Callable[[], Result]] = [
     npg_is_trpo_to_leading_order,
     fisher_is_a_sum_over_steps,
     closed_form_update,
+    sample_based_npg,
     first_order_expansion,
     taylor_expansion_of_the_constraint,
     kl_gradient_is_zero,
@@ -57,7 +63,7 @@ STATEMENTS: list[Callable[[], Result]] = [
 ]
 
 
-def slide(statement: Callable[[], Result]) -> str:
+def slide(statement: Callable[[int], Result]) -> str:
     """The title of a statement's slide: what its docstring has in quotes first."""
     assert statement.__doc__ is not None
     return statement.__doc__.split('"')[1]

@@ -13,21 +13,21 @@ from rlopt.rows import Row, at_most
 from rlopt.tabular import TabularMDP
 
 
-def performance_difference_lemma() -> Result:
+def performance_difference_lemma(seed: int) -> Result:
     """Slide "The Performance Difference Lemma (PDL)": V~ - V = E_{tau ~ rho~} sum_h A_h.
 
     From every start state, on random MDPs, on FrozenLake, and summed over all trajectories.
     """
-    mdps = [tabular.random_mdp(6, 3, 8, seed) for seed in range(20)]
+    mdps = [tabular.random_mdp(6, 3, 8, draw) for draw in range(20 * seed, 20 * seed + 20)]
     mdps.append(tabular.from_gymnasium("FrozenLake-v1", horizon=30))
     errors = []
-    for seed, mdp in enumerate(mdps):
+    for draw, mdp in enumerate(mdps, 21 * seed):
         _, S, A = mdp.shape
-        old, new = random_pi(S, A, seed), random_pi(S, A, 100 + seed)
+        old, new = random_pi(S, A, 2 * draw), random_pi(S, A, 2 * draw + 1)
         difference = tabular.values(mdp, new).V[0] - tabular.values(mdp, old).V[0]
         errors.append((difference - tabular.performance_difference(mdp, old, new)).abs().max())
-    ex = example()
-    new, taus = random_pi(4, 3, 0), enumerate_trajectories(ex.mdp)
+    ex = example(seed)
+    new, taus = random_pi(4, 3, seed), enumerate_trajectories(ex.mdp)
     steps = torch.arange(ex.mdp.horizon).expand_as(taus.state)
     A_tau = tabular.values(ex.mdp, ex.pi).A[steps, taus.state, taus.action] * taus.active
     difference = tabular.expected_return(ex.mdp, new) - tabular.expected_return(ex.mdp, ex.pi)
@@ -38,19 +38,19 @@ def performance_difference_lemma() -> Result:
     ])  # fmt: skip
 
 
-def degradation_bound() -> Result:
+def degradation_bound(seed: int) -> Result:
     """Slide "Back to Approximate Policy Iteration (API)": V^{k+1}(s_0) >= V^k(s_0) - H |Delta_inf|.
 
     The step is greedy in advantages with errors. The bound is reached where the wrong action leads
     into a state from which it is chosen again: "we get trapped at this state".
     """
     changes, bounds = [], []
-    for seed in range(300):
-        mdp = tabular.random_mdp(5, 3, 6, seed)
-        old = random_pi(5, 3, seed)
+    for draw in range(300 * seed, 300 * seed + 300):
+        mdp = tabular.random_mdp(5, 3, 6, draw)
+        old = random_pi(5, 3, draw)
         V, _, A = tabular.values(mdp, old)
-        noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(A.shape))
-        new = tabular.greedy(A + 2 * (seed % 4) * noise)
+        noise = torch.from_numpy(np.random.default_rng(draw).standard_normal(A.shape))
+        new = tabular.greedy(A + 2 * (draw % 4) * noise)
         changes.append(tabular.values(mdp, new).V[0] - V[0])
         bounds.append(tabular.degradation_bound(mdp, old, new) - V[0])
     change, bound = torch.stack(changes), torch.stack(bounds)

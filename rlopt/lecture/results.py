@@ -46,6 +46,21 @@ def order(size: Tensor, error: Tensor) -> float:
     return float(np.polyfit(size.log().numpy(), error.log().numpy(), 1)[0])
 
 
+def random_steps(sizes: Tensor, num_parameters: int, seed: int) -> Tensor:
+    """Steps of each size in the same 20 random directions: [n, 20, P].
+
+    One direction is not enough: it may be one in which the leading term happens to be small.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(20, num_parameters, generator=generator, dtype=sizes.dtype)
+    return sizes[:, None, None] * directions / directions.norm(dim=-1, keepdim=True)
+
+
+def largest(error: Tensor) -> Tensor:
+    """The largest error [n] of each size over the directions, from [n, 20]."""
+    return error.abs().amax(-1)
+
+
 def random_pi(num_states: int, num_actions: int, seed: int) -> Tensor:
     """A random policy table [S, A]."""
     rng = np.random.default_rng(seed)

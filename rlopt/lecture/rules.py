@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.func import grad
+from torch.func import grad, jacrev, vmap
 from torch.optim import SGD
 
 from rlopt import tabular
@@ -14,36 +14,52 @@ from rlopt.algos.npg import NPG
 from rlopt.algos.ppo import PPO
 from rlopt.algos.trpo import TRPO
 from rlopt.enumeration import example
-from rlopt.lecture.results import UNDAMPED, Result, estimated_gradient, gap, order, step
+from rlopt.lecture.results import (
+    UNDAMPED,
+    Result,
+    estimated_gradient,
+    gap,
+    largest,
+    order,
+    random_steps,
+    step,
+)
 from rlopt.rows import Row, at_most
 
 
-def first_order_expansion() -> Result:
-    """Slide "First Order Expansion on the Objective Function": grad J . x + O(|x|^2)."""
-    ex = example()
+def first_order_expansion(seed: int) -> Result:
+    """Slide "First Order Expansion on the Objective Function": grad J . x + O(|x|^2).
+
+    The remainder is 1/2 x^T H x + O(|x|^3), where H is the objective's Hessian at theta_k; where
+    the slide multiplies |x|^2 by |grad J| it must be by |H|. The error of a size is the largest of
+    20 random directions.
+    """
+    ex = example(seed)
     g = tabular.policy_gradient(ex.mdp, ex.policy)
-    direction = torch.randn(len(g), generator=torch.Generator().manual_seed(1), dtype=g.dtype)
-    sizes = torch.logspace(-1, -4, 7, dtype=g.dtype)
-    steps = sizes[:, None] * direction / direction.norm()
-    error = torch.stack([ex.local_advantage(ex.theta + x) - g @ x for x in steps]).abs()
+    H = jacrev(grad(ex.local_advantage))(ex.theta)
+    sizes = torch.logspace(-1, -3, 7, dtype=g.dtype)
+    steps = random_steps(sizes, len(g), seed)
+    remainder = vmap(vmap(ex.local_advantage))(ex.theta + steps) - steps @ g
+    quadratic = 0.5 * torch.einsum("nkp,pq,nkq->nk", steps, H, steps)
     theorem = tabular.policy_gradient_theorem(ex.mdp, ex.policy)
     return Result([
         at_most("L(theta_k)", ex.local_advantage(ex.theta).abs(), 1e-12),
         at_most("grad L = grad J", gap(grad(ex.local_advantage)(ex.theta), g), 1e-12),
         at_most("policy gradient theorem", gap(theorem, g), 1e-12),
         at_most("PG's gradient", gap(estimated_gradient(ex.policy, ex.batch), g), 1e-12),
-        Row("order of the error", order(sizes, error), 1.9, 2.1),
+        Row("order of the remainder", order(sizes, largest(remainder)), 1.9, 2.1),
+        Row("its order less 1/2 x^T H x", order(sizes, largest(remainder - quadratic)), 2.9, 3.1),
     ])  # fmt: skip
 
 
-def closed_form_update() -> Result:
+def closed_form_update(seed: int) -> Result:
     """Slide "There is a closed form update": max g . x s.t. x^T F x <= delta, and eta's formula.
 
     NPG's step (max_kl = delta / 2) against scipy's SLSQP on the problem itself.
     """
     from scipy.optimize import minimize
 
-    ex, delta = example(), 0.02
+    ex, delta = example(seed), 0.02
     g, F = tabular.policy_gradient(ex.mdp, ex.policy), tabular.fisher_matrix(ex.mdp, ex.policy)
     scale = delta**0.5  # x = scale * y keeps the solver's numbers near 1
     a, B = g.numpy(), F.numpy()
@@ -70,14 +86,32 @@ def closed_form_update() -> Result:
     ])  # fmt: skip
 
 
-def npg_is_trpo_to_leading_order() -> Result:
+def sample_based_npg(seed: int) -> Result:
+    """Slide "An Implementation: Sample Based NPG": x = eta (F^ + lambda I)^-1 g.
+
+    F^ is the average of the squared scores of the trajectories.
+    """
+    ex, eta, damping = example(seed), 0.1, 0.01
+    g, F = tabular.policy_gradient(ex.mdp, ex.policy), tabular.fisher_matrix(ex.mdp, ex.policy)
+    exact = eta * torch.linalg.solve(F + damping * torch.eye(len(g), dtype=F.dtype), g)
+    settings = UNDAMPED | {"fisher": "empirical", "damping": damping}
+    rows = []
+    for solver in ("cg", "dense"):
+        x = step(
+            NPG, ex.policy, ex.batch, max_kl=1.0, step_size=eta, **settings | {"solver": solver}
+        )
+        rows.append(at_most(f"NPG against the dense solution, {solver}", gap(x, exact), 1e-9))
+    return Result(rows)
+
+
+def npg_is_trpo_to_leading_order(seed: int) -> Result:
     """Slide "TRPO is locally equivalent to the NPG": they differ by less than a step's order.
 
     Steps are O(delta^1/2), so the difference is O(delta); lengths are |x|_F = sqrt(x^T F x). NPG's
     delta is twice TRPO's: at the lecture's *same* delta TRPO's step is sqrt 2 longer, as the slide
     drops Taylor's 1/2.
     """
-    ex = example()
+    ex = example(seed)
     g, F = tabular.policy_gradient(ex.mdp, ex.policy), tabular.fisher_matrix(ex.mdp, ex.policy)
     radii = torch.logspace(-1, -5, 9, dtype=torch.float64)
     trpo, npg = [], []
@@ -107,12 +141,12 @@ def npg_is_trpo_to_leading_order() -> Result:
     )
 
 
-def estimated_trpo() -> Result:
+def estimated_trpo(seed: int) -> Result:
     """Slide "Estimating TRPO: optional slide": weighted objective, KL <= delta.
 
     rlopt's TRPO (line search on the natural gradient's ray) against the exact constrained maximum.
     """
-    ex, delta = example(), 1e-2
+    ex, delta = example(seed), 1e-2
     best = ex.local_advantage(tabular.trust_region_step(ex.mdp, ex.policy, delta))
     rows = []
     for kl in ("analytic", "sampled"):
@@ -128,9 +162,9 @@ def estimated_trpo() -> Result:
     return Result(rows)
 
 
-def proximal_policy_optimization() -> Result:
+def proximal_policy_optimization(seed: int) -> Result:
     """Slide "Proximal Policy Optimization (PPO)": SGD on E A - lambda E sum_h ln 1 / pi."""
-    ex = example()
+    ex = example(seed)
     penalty = 2.0
     settings = {
         "minibatch_size": len(ex.batch), "penalty": penalty, "target_kl": None,

@@ -55,10 +55,12 @@ def two_action_batch(mdp: TabularMDP, policy: nn.Module) -> Batch:
     return Batch(obs, torch.tensor([0, 1]), 2 * (pi * mdp.R)[0])
 
 
-def two_action_example() -> Result:
+def two_action_example(seed: int) -> Result:
     """Slide "Example of Natural Gradient on 1-d problem: 2 actions, 1 state": PG slows down.
 
     J' = 99 e^theta / (1 + e^theta)^2, F = e^theta / (1 + e^theta)^2; NPG moves by 99 eta a step.
+
+    Nothing is drawn: every seed gives the same rows.
     """
     mdp, eta, iterations = tabular.two_actions(), 0.005, 20
     rules: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
