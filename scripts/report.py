@@ -54,6 +54,7 @@ def check_settings(cfg: DictConfig) -> dict[str, Any]:
     """The settings as plain containers."""
     if any(importlib.util.find_spec(name) is None for name in ("matplotlib", "scipy")):
         raise ConfigError("report.py needs a package: pip install -e '.[bench]'")
+    cli.refuse_unknown_settings(cfg, "report")
     settings = to_dict(cfg) | {"runs": cfg.runs}  # which must be given
     settings["thresholds"] = settings["thresholds"] or {}
     for key in ("runs", "out"):
