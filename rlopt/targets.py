@@ -29,8 +29,8 @@ METHODS = {  # of what each `_target_` makes
     "baseline": ["fit", "state_dict"],
     "rollout": ["collect", "collect_for_baseline"],
 }
-# what constructors raise about values that nobody foresaw; torch without memory: a RuntimeError
 BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+# what constructors raise about values that nobody foresaw; torch without memory: a RuntimeError
 UNSOUND = (ValueError, TypeError, RuntimeError, OverflowError, MemoryError)
 
 
@@ -59,7 +59,8 @@ def bind(cfg: DictConfig, section: str, **given: Any) -> Callable[..., Any]:
     with naming(section, cfg[section]):
         bound = instantiate(cfg[section], _convert_="all", _partial_=True)
     found = settings_of(section, cfg[section]._target_)
-    return partial(bound, **{name: value for name, value in given.items() if name in found})
+    given = {name: value for name, value in given.items() if name in found}
+    return partial(bound, **given) if given else bound
 
 
 def refuse_unknown_settings(section: str, settings: DictConfig, given: Collection[str]) -> None:

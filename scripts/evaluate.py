@@ -15,7 +15,7 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import cli
@@ -136,7 +136,8 @@ def with_env(arguments: list[str]) -> list[str]:
     for argument in arguments:
         key = key_of(argument)
         section = key.split(".")[0].split("@")[0]
-        if "=" not in argument or argument.startswith("-") or section not in stay | {"env"}:
+        is_flag = argument.startswith("-") or ("=" not in argument and argument[:1] != "~")
+        if is_flag or section not in stay | {"env"}:
             result.append(argument)
         elif section in stay or argument.startswith("~"):
             raise ConfigError(f"{argument} {STAYS}")
@@ -163,11 +164,12 @@ def change_env(run_cfg: DictConfig, settings: DictConfig) -> list[str]:
         if value == {} or key == "env.kwargs":
             raise ConfigError(f"{key}={value} changes nothing: write {key}.<key>=<value>")
         try:
-            before = OmegaConf.select(run_cfg, key, default="none")
+            before = OmegaConf.select(run_cfg, key, default=MISSING)
+            before = "not set in the run" if before == MISSING else f"the run has {before}"
             OmegaConf.update(run_cfg, key, value, merge=False)
         except (ValueError, OmegaConfBaseException) as error:
             raise ConfigError(f"{key}={value}: the run has no {key}") from error
-        changes.append(f"changed: {key}={value} (the run has {before})")
+        changes.append(f"changed: {key}={value} ({before})")
     refuse_unread(run_cfg, settings)
     return changes
 
