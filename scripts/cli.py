@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hints import explain, no_choice
-from rlopt.config import ConfigError, refuse_unknown
+from rlopt.config import ConfigError, one_line, refuse_unknown
 from rlopt.distributed import LostProcessError, is_first_to_ask
 from rlopt.faults import BrokenEnvError
 from rlopt.linalg import SingularMatrixError
@@ -77,6 +78,20 @@ def one_line_errors() -> Iterator[None]:
         if not str(error).startswith("Config group override must be"):
             raise
         sys.exit(f"error: {no_choice()}" if is_first_to_ask() else 1)
+
+
+def require(command: str, *modules: str) -> None:
+    """Check, before any work, that the packages of the extra `bench` are here and whole.
+
+    Raises:
+        ConfigError: one is not, with what to install.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            needs = f"{command} needs a package: pip install -e '.[bench]'"
+            raise ConfigError(f"{needs} ({one_line(error)})") from error
 
 
 def refuse_unknown_settings(cfg: DictConfig, command: str) -> None:

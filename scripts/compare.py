@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import csv
 import functools
-import importlib.util
 import math
 import sys
 import tempfile
@@ -124,8 +123,7 @@ def main(cfg: DictConfig) -> None:
 
 def check_settings(cfg: DictConfig) -> None:
     """This command's own settings; the rest is checked where it is used."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("compare.py needs a package: pip install -e '.[bench]'")
+    cli.require("compare.py", "matplotlib.figure")
     refuse_unknown(cfg, schema_keys(CompareConfig))
     refuse_unread(cfg)
     sources.refuse_unread()
