@@ -68,7 +68,7 @@ def env_action(space: spaces.Space, action: NDArray) -> Any:
     if isinstance(space, spaces.Box):
         clipped = np.minimum(np.maximum(action, space.low), space.high)
         return clipped.astype(space.dtype, copy=False)
-    if isinstance(space, spaces.Discrete) and action.dtype == np.int64:
+    if isinstance(space, spaces.Discrete) and action.dtype == space.dtype:
         return action + space.start if space.start else action
     start = space.start if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) else 0
     return (action + start).astype(space.dtype)

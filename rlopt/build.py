@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import gymnasium as gym
 import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
@@ -23,7 +27,7 @@ from rlopt.config import (
     validate,
 )
 from rlopt.distributed import gather_list, rank, share, total_count, world_size
-from rlopt.envs import derive_seed, fastest_backend, make_vector_env, time_limit
+from rlopt.envs import derive_seed, fastest_backend, find_spec, make_vector_env, time_limit
 from rlopt.evaluate import (
     NO_LIMIT,
     Evaluation,
@@ -38,7 +42,7 @@ from rlopt.policies import FourierPolicy, MLPPolicy
 from rlopt.recurrent import rollout_space
 from rlopt.schedule import Schedule
 from rlopt.seeding import seed_process, seeded
-from rlopt.targets import bind, make, make_wrapper, naming
+from rlopt.targets import bind, make, make_wrapper, naming, taken_by
 from rlopt.trainer import Trainer
 from rlopt.types import RecurrentPolicy
 
@@ -46,11 +50,17 @@ TRAINING_STREAM, EVALUATION_STREAM, SAMPLING_STREAM = 0, 1, 2
 NUM_STREAMS = 3  # of each process
 
 
-def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = None) -> Trainer:
+def make_trainer(
+    cfg: DictConfig,
+    folder: Path,
+    state: dict[str, Any] | None = None,
+    files: Mapping[str, str | None] = MappingProxyType({}),
+) -> Trainer:
     """All parts of a run, from its seed; writes nothing before every part is made.
 
     Networks start the same in every process; environments and sampling have seeds of their own. A
-    resumed run goes on from `state`, a checkpoint, or from its start where that is empty.
+    resumed run goes on from `state`, a checkpoint, or from its start where that is empty. `files`
+    names those that the config was made of; TensorBoard's hyperparameters have them.
 
     Raises:
         ConfigError: a mistake in the config.
@@ -106,7 +116,8 @@ def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = N
         if cfg.log.video:
             film(trainer, cfg, folder / "videos", evaluation_seed)
         resumed_at = None if state is None else trainer.env_steps
-        trainer.logger = Logger(folder, to_dict(cfg), cfg.total_steps, resumed_at)
+        about = {**to_dict(cfg), **files}
+        trainer.logger = Logger(folder, about, cfg.total_steps, resumed_at)
     return trainer
 
 
@@ -115,7 +126,28 @@ def make_env(cfg: DictConfig, evaluation: bool = False) -> VectorEnv:
     settings = env_settings(cfg, evaluation)
     with naming("env", cfg.env):
         settings["num_envs"] = share(num_envs=cfg.env.num_envs)
-        return make_vector_env(settings.pop("id"), **settings)
+        try:
+            return make_vector_env(settings.pop("id"), **settings)
+        except ValueError as error:
+            refuse_unknown_kwargs(cfg, str(error))
+            raise
+
+
+def refuse_unknown_kwargs(cfg: DictConfig, message: str) -> None:
+    """Name the key of `env.kwargs` that a constructor has refused, with the nearest that it takes.
+
+    Raises:
+        ConfigError: `message` says that there is such a key.
+    """
+    refused = re.search(r"unexpected keyword argument '(\w+)'", message)
+    if refused is None or refused[1] not in cfg.env.kwargs:
+        return
+    entry = find_spec(cfg.env.id).entry_point
+    target = gym.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
+    taken = [name for name in taken_by(target) if name != "render_mode"]
+    hint = nearest(f"env.kwargs.{refused[1]}", [f"env.kwargs.{name}" for name in taken])
+    hint = hint if taken else "its constructor takes none of that name"
+    raise ConfigError(f"env.kwargs.{refused[1]} is no setting of {cfg.env.id}: {hint}")
 
 
 def evaluation_limit(cfg: DictConfig) -> int:
@@ -174,6 +206,11 @@ def make_schedules(
     parts = {"algo": (rule, policy), "baseline": (baseline, obs_space)}
     numbers = [key for key, x in flat({s: to_dict(cfg[s]) for s in parts}).items() if is_number(x)]
     schedules, end = {}, OmegaConf.create({section: cfg[section] for section in parts})
+    for section in cfg.schedule:
+        if not flat({section: to_dict(cfg.schedule)[section]}):
+            raise ConfigError(
+                f"schedule.{section} names no number of algo or baseline: it is empty"
+            )
     for key, last in flat(to_dict(cfg.schedule)).items():
         if key not in numbers:
             hint = nearest(key, numbers)

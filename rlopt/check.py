@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
+import pydoc
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+
+def as_whole(value: Any) -> int | None:
+    """The whole number that was meant by 1e5, "1e5.0", "100k" or "2 000"; None if none was."""
+    text = re.sub(r"[_\s']", "", str(value)).casefold()
+    match = re.fullmatch(r"([+-]?\d+(?:\.\d+)?(?:e\+?\d{1,2})?)(?:\.0*)?([km]?)", text)
+    if match is None or isinstance(value, bool):
+        return None
+    meant = float(match[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[match[2]]
+    return int(meant) if meant.is_integer() else None
+
+
+def as_flag(value: Any) -> bool | None:
+    """What was meant by yes, on, 1 or no, off, 0; None if neither."""
+    words = {"true": True, "yes": True, "on": True, "y": True, "1": True}
+    words |= {"false": False, "no": False, "off": False, "n": False, "0": False}
+    return words.get(str(value).casefold())
+
+
+def write(name: str, value: Any) -> str:
+    """The end of a message: what to write, as the command line takes it; "" for None."""
+    if value is None:
+        return ""
+    text = str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
+    return f": write {name}={text}"
 
 
 def _number(name: str, value: Any) -> float:
@@ -42,7 +71,11 @@ def whole(minimum: int = 1, **settings: Any) -> None:
     """Whole numbers of at least `minimum`."""
     for name, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+            meant = as_whole(value)
+            hint = write(name, meant if meant is not None and meant >= minimum else None)
+            raise ValueError(
+                f"{name} must be a whole number of at least {minimum}, got {value!r}{hint}"
+            )
 
 
 def one_of(allowed: Sequence[Any], **settings: Any) -> None:
@@ -63,7 +96,8 @@ def flag(**settings: Any) -> None:
     """True or false."""
     for name, value in settings.items():
         if not isinstance(value, bool):
-            raise ValueError(f"{name} must be true or false, got {value!r}")
+            hint = write(name, as_flag(value))
+            raise ValueError(f"{name} must be true or false, got {value!r}{hint}")
 
 
 def open_fraction(**settings: Any) -> None:
@@ -90,10 +124,14 @@ def relative_tolerance(**settings: Any) -> None:
 def sizes(**settings: Any) -> None:
     """Lists of whole numbers of at least 1, which may be empty."""
     for name, value in settings.items():
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{name} must be a list of whole numbers, got {value!r}")
-        for size in value:
-            whole(**{name: size})
+        sound = isinstance(value, list | tuple)
+        wrong = [x for x in value if type(x) is not int or x < 1] if sound else [value]
+        if wrong:
+            meant = [as_whole(x) for x in (value if sound else re.split(r"[\s,x;-]+", str(value)))]
+            hint = write(name, None if {None, 0} & {*meant} else meant)
+            raise ValueError(
+                f"{name} must be a list of whole numbers of at least 1, got {wrong[0]!r}{hint}"
+            )
 
 
 def interval(**settings: Any) -> None:
@@ -116,3 +154,16 @@ def optimizer(**settings: Any) -> None:
             make([parameter]).step()
         except Exception as error:
             raise ValueError(f"{name} does not work: {error}") from error
+
+
+def class_like(name: str) -> str | None:
+    """The path of the class that was meant, of the same module or else of torch.optim."""
+    module, _, word = name.rpartition(".")
+    try:
+        found: Any = pydoc.locate(module) if module else None
+    except pydoc.ErrorDuringImport:
+        return None
+    inside, path = (torch.optim, "torch.optim") if found is None else (found, module)
+    names = {n.casefold(): n for n in dir(inside) if inspect.isclass(getattr(inside, n, None))}
+    alike = difflib.get_close_matches(word.casefold(), names, n=1)
+    return f"{path}.{names[alike[0]]}" if alike else None

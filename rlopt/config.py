@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -223,10 +225,74 @@ def to_dict(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def nearest(key: str, allowed: list[str]) -> str:
-    """A hint at what was meant."""
-    matches = difflib.get_close_matches(key, allowed, n=1)
-    return f"did you mean {matches[0]}?" if matches else f"there are {', '.join(allowed)}"
+def nearest(key: str, allowed: Sequence[str]) -> str:
+    """A hint at the key that was meant, else the keys beside it."""
+    allowed = [k for k in allowed if "._" not in f".{k}"]  # _target_ and others of Hydra
+    match = meant(key, allowed)
+    if match is not None:
+        return f"did you mean {match}?"
+    section, beside = key, list[str]()
+    while section and not beside:  # the keys of the innermost section that exists
+        section = section.rpartition(".")[0]
+        beside = [k for k in allowed if k.rpartition(".")[0] == section]
+    return f"there are {', '.join(beside or allowed)}"
+
+
+def meant(key: str, allowed: Sequence[str]) -> str | None:
+    """The dotted key whose last word is the same, as in algo.optimizer.lr for algo.lr, or alike.
+
+    Where the key's section exists, it is one of that section.
+    """
+    section, _, name = key.casefold().rpartition(".")
+    inside = [k for k in allowed if section and k.casefold().startswith(f"{section}.")]
+    inside = inside or [k for k in allowed if k.casefold().startswith(f"{section.split('.')[0]}.")]
+    names = [k.casefold().rpartition(".")[2] for k in inside or allowed]
+    alike = difflib.get_close_matches(name, names, n=1)
+    same = [k for k, n in zip(inside or allowed, names, strict=True) if n in alike]
+    return max(same, key=lambda k: difflib.SequenceMatcher(None, key, k).ratio(), default=None)
+
+
+def refuse_unknown(cfg: DictConfig, known: Collection[str]) -> None:
+    """Refuse keys of a composed config that nothing reads: Hydra lets `+key=value` add any.
+
+    Args:
+        cfg: the config.
+        known: dotted keys that are settings; what is inside one without inner keys is free.
+
+    Raises:
+        ConfigError: the first unknown key, with the nearest known one.
+    """
+    container: Any = OmegaConf.to_container(cfg, resolve=False)
+    keys = flat_keys(container)
+    open_ = {key for key in known if not any(k.startswith(f"{key}.") for k in known)}
+    real = [key for key in keys if key in known or _outer(key) & open_]
+    for key in keys:
+        if key not in real:
+            raise ConfigError(f"{key} is no setting: {nearest(key, real)}")
+
+
+def _outer(key: str) -> set[str]:
+    """The keys that a dotted key lies in: a and a.b of a.b.c."""
+    parts = key.split(".")
+    return {".".join(parts[:i]) for i in range(1, len(parts))}
+
+
+def flat_keys(node: Any, prefix: str = "") -> list[str]:
+    """Dotted keys of a nested dictionary, inner ones and leaves."""
+    keys = []
+    for key, value in node.items() if isinstance(node, Mapping) else ():
+        keys += [f"{prefix}{key}", *flat_keys(value, f"{prefix}{key}.")]
+    return keys
+
+
+def schema_keys(schema: Any, prefix: str = "") -> list[str]:
+    """Dotted keys of a dataclass of settings, those of its sections too."""
+    keys = []
+    for field_ in dataclasses.fields(schema):
+        keys.append(prefix + field_.name)
+        if dataclasses.is_dataclass(field_.default_factory):
+            keys += schema_keys(field_.default_factory, f"{keys[-1]}.")
+    return keys
 
 
 def is_number(x: Any) -> bool:

@@ -210,9 +210,8 @@ def record_video(
         evaluate(policy, env, **settings)
         env.close()
     except gym.error.DependencyNotInstalled as error:
-        raise ValueError(
-            f"video=true needs a package: pip install -e '.[video]' ({error})"
-        ) from error
+        what = f"a video of env={env_settings['id']} needs a package"
+        raise ValueError(f"{what}: pip install -e '.[video]' ({error})") from error
 
 
 def _drawable(env_settings: Mapping[str, Any]) -> gym.Env:
@@ -237,7 +236,8 @@ def refuse_undrawable(env_settings: Mapping[str, Any]) -> None:
             frame = env.render()
             env.close()
     except (ImportError, gym.error.DependencyNotInstalled) as error:
-        raise ValueError(f"needs a package: pip install -e '.[video]' ({error})") from error
+        what = f"a video of env={env_settings['id']} needs a package"
+        raise ValueError(f"{what}: pip install -e '.[video]' ({error})") from error
     except Exception as error:  # whatever an environment raises that was not made to be drawn
         raise ValueError(f"env={env_settings['id']} can't be drawn: {error}") from error
     if not isinstance(frame, np.ndarray):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
+import importlib
 import io
 import logging
 import warnings
@@ -115,7 +115,13 @@ def inputs_like(policy: object, obs: Tensor) -> list[Tensor]:
 
 def has_onnx() -> bool:
     """Whether the extra `onnx` is installed."""
-    return all(importlib.util.find_spec(name) for name in ONNX)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # their own
+            for name in ONNX:
+                importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
 
 
 @torch.no_grad()

@@ -105,7 +105,7 @@ class Logger:
             self._write_row({"env_steps": env_steps, **metrics})
         self.bar.set_postfix(
             {
-                "return": f"{metrics['rollout/return_mean']:.1f}",
+                "return": digits(metrics["rollout/return_mean"]),
                 "kl": f"{metrics['policy/kl']:.4f}",
             },
             refresh=False,
@@ -203,6 +203,11 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in flat(config).items()
         if "_partial_" not in key
     }
+
+
+def digits(x: float) -> str:
+    """A return as text: two decimals, and of a small one four significant digits."""
+    return f"{x:.2f}" if x == 0 or not abs(x) < 10 else f"{x:#.4g}"
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import pydoc
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,17 +16,20 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from rlopt.config import ConfigError, nearest, one_line, to_dict
+from rlopt import check
+from rlopt.config import ConfigError, flat_keys, nearest, one_line, to_dict
 from rlopt.envs import Wrapper, WrapperError
 from rlopt.logger import flat
 
 GROUPS = ["algo", "policy", "advantage", "baseline", "rollout"]
+GIVEN = {"advantage": ["gamma"], "baseline": ["policy"]}  # by the package: no settings
 METHODS = {  # of what each `_target_` makes
     "algo": ["step", "state_dict", "load_state_dict"],
     "policy": ["dist_params", "dist", "update_statistics", "parameters", "state_dict"],
     "baseline": ["fit", "state_dict"],
     "rollout": ["collect", "collect_for_baseline"],
 }
+BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 # what constructors raise about values that nobody foresaw; torch without memory: a RuntimeError
 UNSOUND = (ValueError, TypeError, RuntimeError, OverflowError, MemoryError)
 
@@ -52,26 +55,94 @@ def make(cfg: DictConfig, section: str, *args: Any, **given: Any) -> Any:
 
 def bind(cfg: DictConfig, section: str, **given: Any) -> Callable[..., Any]:
     """The `_target_` of `cfg[section]` with its settings bound, to be called."""
-    name = cfg[section].get("_target_")
-    target, found = locate(section, name), settings_of(section, name)
-    settings = [key for key in cfg[section] if not str(key).startswith("_")]
-    parameters = inspect.signature(target).parameters.values()
-    names = [p.name for p in parameters]
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    given = {name: value for name, value in given.items() if name in found}
-    keywords = {name: p.default is p.empty for name, p in found.items() if name not in given}
-    for key in settings:
-        if keywords and key not in keywords:
-            hint = nearest(key, list(keywords))
-            raise ConfigError(f"{section}.{key} is no setting of {target.__name__}: {hint}")
-        if not keywords and not takes_any and key not in names:
-            raise ConfigError(f"{section}.{key} is no setting of {target.__name__}: it has none")
-    for key, required in keywords.items():
-        if required and key not in settings:
-            raise ConfigError(f"{section}.{key} is missing: {target.__name__} needs it")
+    refuse_unknown_settings(section, cfg[section], given)
     with naming(section, cfg[section]):
         bound = instantiate(cfg[section], _convert_="all", _partial_=True)
+    found = settings_of(section, cfg[section]._target_)
+    given = {name: value for name, value in given.items() if name in found}
     return partial(bound, **given) if given else bound
+
+
+def refuse_unknown_settings(section: str, settings: DictConfig, given: Collection[str]) -> None:
+    """Refuse settings that the `_target_` of a section does not take, and a lack of those it needs.
+
+    Args:
+        section: its full name.
+        settings: its content.
+        given: names of arguments that the package gives, which are no settings.
+
+    Raises:
+        ConfigError: the first such setting.
+    """
+    name = settings.get("_target_")
+    target, found = locate(section, name), settings_of(section, name)
+    own = [str(key) for key in settings if not str(key).startswith("_")]
+    parameters = inspect.signature(target).parameters.values()
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    keywords = {name: p.default is p.empty for name, p in found.items() if name not in given}
+    for key in own:
+        if keywords and key not in keywords:
+            inner = [k for k in flat_keys(to_dict(settings)) if k.split(".")[0] in keywords]
+            real = [f"{section}.{k}" for k in dict.fromkeys([*keywords, *inner])]
+            hint = nearest(f"{section}.{key}", real)
+            raise ConfigError(f"{section}.{key} is no setting of {target.__name__}: {hint}")
+        if not keywords and not takes_any and key not in [p.name for p in parameters]:
+            raise ConfigError(f"{section}.{key} is no setting of {target.__name__}: it has none")
+    for key, required in keywords.items():
+        if required and key not in own:
+            raise ConfigError(f"{section}.{key} is missing: {target.__name__} needs it")
+    for key in own:
+        refuse_name(f"{section}.{key}", settings[key], found.get(key))
+        refuse_unknown_keywords(f"{section}.{key}", settings[key])
+
+
+def refuse_name(name: str, value: Any, parameter: inspect.Parameter | None) -> None:
+    """Refuse a word where a `_target_` is to be, as in algo.optimizer=sgd.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if isinstance(value, str) and parameter and "Callable" in str(parameter.annotation):
+        hint = check.write(f"{name}._target_", check.class_like(value) or value)
+        raise ConfigError(f"{name}={value} is a name, and no {{_target_: <class>, ...}}{hint}")
+
+
+def refuse_unknown_keywords(name: str, settings: Any) -> None:
+    """Refuse what a `_target_` inside a section, an optimiser or a network, does not take.
+
+    Raises:
+        ConfigError: the first such key, or a target that does not exist.
+    """
+    if not isinstance(settings, Mapping):
+        return
+    for key, value in settings.items():
+        refuse_unknown_keywords(f"{name}.{key}", value)
+    if "_target_" not in settings:
+        return
+    target = locate(name, settings["_target_"])
+    taken = taken_by(target)
+    for key in settings:
+        if taken and key not in taken and not str(key).startswith("_"):
+            hint = nearest(f"{name}.{key}", [f"{name}.{k}" for k in taken])
+            leave = "" if "[" in name else f" (~{name}.{key} leaves out what a file sets)"
+            raise ConfigError(f"{name}.{key} is no setting of {target.__name__}: {hint}{leave}")
+
+
+def taken_by(target: Any) -> list[str]:
+    """The names that a class or function can be given; none where it takes any, or can't tell.
+
+    Those without a default, which whoever calls it may give, come last.
+    """
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return []
+    by_name = sorted(
+        (p for p in parameters if p.kind in BY_NAME), key=lambda p: p.default is p.empty
+    )
+    return [p.name for p in by_name]
 
 
 def settings_of(section: str, name: Any) -> dict[str, inspect.Parameter]:
@@ -107,7 +178,9 @@ def locate(section: str, name: Any) -> Any:
     except pydoc.ErrorDuringImport as error:
         raise ConfigError(f"{section}._target_={name} can't be imported: {error}") from error
     if not callable(target):
-        raise ConfigError(f"{section}._target_={name}: there is no such class or function")
+        alike = check.class_like(str(name))
+        hint = f": did you mean {alike}?" if alike else ""
+        raise ConfigError(f"{section}._target_={name}: there is no such class or function{hint}")
     return target
 
 
@@ -124,7 +197,9 @@ def naming(section: str, settings: DictConfig) -> Iterator[None]:
         message = one_line(error)
         if message.startswith(f"{section}="):
             raise ConfigError(message) from error
-        if message.split(" ")[0] in settings:
+        key = message.split(" ")[0]
+        if key in settings:
+            message = message.replace(f": write {key}", f": write {section}.{key}")
             raise ConfigError(f"{section}.{message}") from error
         target = re.search(r"Error locating target '(\S+)'.* full_key: (\S+)", message)
         if target is not None:
@@ -152,6 +227,7 @@ def make_wrapper(name: str, settings: Any, evaluation: bool) -> Wrapper | None:
     of_reward = (gym.RewardWrapper, NormalizeReward)
     if evaluation and isinstance(target, type) and issubclass(target, of_reward):
         return None
+    refuse_unknown_keywords(name, section)
     with naming(name, section):
         wrap = instantiate(section, _convert_="all", _partial_=True)
     # Gymnasium asks for tuples, which yaml does not have

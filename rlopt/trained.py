@@ -44,7 +44,8 @@ class TrainedPolicy:
         device: where the module is.
         mask_size: entries of the action mask, or 0.
         make_env: makes one environment as the policy knows it, of the run's kwargs, time limit and
-            wrappers; with `render_mode="rgb_array"` one that can be drawn.
+            wrappers, which `gym.make(env_id)` would leave out; with `render_mode="rgb_array"` one
+            that can be drawn.
         state: [B, H] of a recurrent policy, of as many environments as the first batch had; None
             before it.
     """
@@ -98,7 +99,10 @@ class TrainedPolicy:
         dist = self._distribution(obs_tensor(flat, self.device))
         chosen = mode(dist) if deterministic else sample(dist)
         action = env_action(self.action_space, chosen.cpu().numpy())
-        return action if shape else next(iter(iterate(batch_space(self.action_space, 1), action)))
+        if shape:
+            return action
+        one = next(iter(iterate(batch_space(self.action_space, 1), action)))
+        return np.asarray(one) if isinstance(self.action_space, spaces.Box) else one
 
     def _masks(self, action_mask: Any, shape: tuple[int, ...]) -> NDArray:
         """The mask of one observation, or the masks of a batch, as rows [B, mask_size]."""
@@ -160,14 +164,32 @@ def load(run: Path, checkpoint_name: str, device: str) -> TrainedPolicy:
         cfg.env.backend = "sync"  # the same spaces without a process
     env = make_env(cfg)
     module = load_policy(cfg, env, state, checkpoint_name)
-    spaces_ = env.unwrapped.single_observation_space, env.unwrapped.single_action_space
     num_masked = mask_size(env.single_observation_space)
-    env.close()
     settings = env_settings(cfg, evaluation=True)
     own = {key: settings[key] for key in ("max_episode_steps", "kwargs", "wrappers")}
     make_own = partial(make_single_env, cfg.env.id, **own)
+    spaces_ = single_spaces(make_own, env.unwrapped)
+    env.close()
     about = cfg.env.id, state["env_steps"], device, num_masked
     return TrainedPolicy(module, *spaces_, *about, make_own)
+
+
+def single_spaces(make_own: Callable[..., gym.Env], env: Any) -> tuple[spaces.Space, spaces.Space]:
+    """Observations and actions as one environment has them.
+
+    A vector version may have others of the same shape: EnvPool's actions are float64 where
+    Gymnasium's are float32. Where there is no single environment here, or one of other spaces, they
+    are the vector version's.
+    """
+    theirs = env.single_observation_space, env.single_action_space
+    try:
+        own = make_own()
+    except Exception:  # whatever a constructor raises: EnvPool needs no package of Gymnasium's
+        return theirs
+    own.close()
+    ours = own.observation_space, own.action_space
+    same = all(type(a) is type(b) and a.shape == b.shape for a, b in zip(ours, theirs, strict=True))
+    return ours if same else theirs
 
 
 def read_run(run: Path, checkpoint_name: str) -> tuple[Any, dict[str, Any]]:

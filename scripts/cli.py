@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-from hydra import compose, initialize_config_dir
+import yaml
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlopt.config import ConfigError, nearest, one_line
+from hints import explain, no_choice
+from rlopt.config import ConfigError, one_line, refuse_unknown
 from rlopt.distributed import LostProcessError, is_first_to_ask
 from rlopt.faults import BrokenEnvError
 from rlopt.linalg import SingularMatrixError
 from rlopt.recorder import EndlessEpisodeError
+from sources import CONFIGS
 from usage import help_text
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 MISTAKES = (
     BrokenEnvError,
     ConfigError,
@@ -34,6 +35,7 @@ MISTAKES = (
     OmegaConfBaseException,
     OSError,  # no space, no permission, not a folder
     SingularMatrixError,
+    yaml.YAMLError,
 )
 
 
@@ -75,54 +77,28 @@ def one_line_errors() -> Iterator[None]:
             sys.exit("error: every trial failed, see failed.txt in the sweep's folder")
         if not str(error).startswith("Config group override must be"):
             raise
-        nulls = " ".join(a for a in sys.argv[1:] if a.endswith("=null") and "." not in a)
-        sys.exit(f"error: {nulls}: name a choice of the group" if is_first_to_ask() else 1)
+        sys.exit(f"error: {no_choice()}" if is_first_to_ask() else 1)
 
 
-def explain(error: Exception) -> str:
-    """The exception on one line, with the nearest key where one is unknown."""
-    message = one_line(error)
-    unknown = re.search(r"Could not override '([\w./]+)'", message)
-    if unknown is not None:
-        return unknown_key(unknown[1])
-    if message.startswith("Error merging override"):
-        reason = one_line(error.__cause__ or error).split(" full_key:")[0]
-        return f"{message.split()[-1]}: {reason}"
-    if re.search("Could not load 'hydra/(launcher|sweeper)/", message):
-        return f"{message} It comes with: pip install -e '.[sweep]'"
-    return message.split(" Config search path:")[0]
+def require(command: str, *modules: str) -> None:
+    """Check, before any work, that the packages of the extra `bench` are here and whole.
+
+    Raises:
+        ConfigError: one is not, with what to install.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            needs = f"{command} needs a package: pip install -e '.[bench]'"
+            raise ConfigError(f"{needs} ({one_line(error)})") from error
 
 
-def unknown_key(key: str) -> str:
-    """What to write in place of a key that does not exist."""
-    if key.startswith(("env.kwargs.", "schedule")):
-        return f"{key} is set here for the first time: write +{key}=..."
-    section = key.split(".")[0] + "."
-    keys = [k for k in known_keys() if "._" not in k]
-    if key.startswith("policy.network.") and "policy.network" in keys:
-        return f"{key} is set here for the first time: write +{key}=..."
-    inside = [k for k in keys if k.startswith(section)] if "." in key else []
-    if "." in key and not inside and section[:-1] in keys:
-        return f"{key} is no setting: {section[:-1]} has none here"
-    return f"{key} is no setting: {nearest(key, inside or [k for k in keys if '.' not in k])}"
+def refuse_unknown_settings(cfg: DictConfig, command: str) -> None:
+    """Refuse settings that are not in the command's own yaml file.
 
-
-def known_keys() -> list[str]:
-    """All keys of the config that the command line's choices of groups make."""
-    groups = [a for a in sys.argv[1:] if re.fullmatch(r"\+?\w+(@[\w.]+)?=[\w-]+", a)]
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        for overrides in (groups, []):
-            try:
-                cfg = compose(Path(sys.argv[0]).stem, overrides)
-            except (HydraException, OmegaConfBaseException):
-                continue
-            return flat_keys(OmegaConf.to_container(cfg, resolve=False))
-    return []
-
-
-def flat_keys(node: Any, prefix: str = "") -> list[str]:
-    """Dotted keys of a nested dictionary, inner ones and leaves."""
-    keys = []
-    for key, value in node.items() if isinstance(node, dict) else ():
-        keys += [prefix + key, *flat_keys(value, f"{prefix}{key}.")]
-    return keys
+    Raises:
+        ConfigError: there is one.
+    """
+    own: Any = OmegaConf.load(CONFIGS / f"{command}.yaml")
+    refuse_unknown(cfg, set(own) - {"defaults", "hydra"})

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import csv
 import functools
-import importlib.util
 import math
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 import cli
+import sources
 from rlopt import check, checkpoint
 from rlopt.build import make_env, make_trainer
 from rlopt.compare import (
@@ -37,7 +37,14 @@ from rlopt.compare import (
     step_of,
     transition_table,
 )
-from rlopt.config import Config, ConfigError, one_line, read_config
+from rlopt.config import (
+    Config,
+    ConfigError,
+    one_line,
+    read_config,
+    refuse_unknown,
+    schema_keys,
+)
 from rlopt.envs import derive_seed
 from rlopt.targets import make
 from rlopt.types import RecurrentPolicy
@@ -49,6 +56,8 @@ if TYPE_CHECKING:
 STREAM = 2  # of the fresh episodes; training and evaluation have 0 and 1
 FROM_RUN = ["env", "policy", "advantage", "baseline", "rollout", "gamma"]
 FROM_RUN += ["average_over", "standardize_advantage"]
+UNREAD = ["eval", "checkpoint", "log", "stop_at_return", "resume", "resume_force", "sweep"]
+OF_WARMUP = ["algo", "schedule", "warmup_steps", "diagnostics", "on_nonfinite"]
 FIGURES = ["predicted gain", "surrogate gain", "predicted KL", "KL", "cosine"]  # keys of a Row
 HEADER = ["rule", *FIGURES, "change of return", "unpaired", "exact change"]
 COLOURS = ["#777777", "#c8442c", "#1f5fa8", "#3a8f4d", "#8a5fb0", "#c08a1e"]
@@ -114,8 +123,10 @@ def main(cfg: DictConfig) -> None:
 
 def check_settings(cfg: DictConfig) -> None:
     """This command's own settings; the rest is checked where it is used."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("compare.py needs a package: pip install -e '.[bench]'")
+    cli.require("compare.py", "matplotlib.figure")
+    refuse_unknown(cfg, schema_keys(CompareConfig))
+    refuse_unread(cfg)
+    sources.refuse_unread()
     if not cfg.rules:
         raise ConfigError("algos=[] names no rule: write algos=[pg,npg]")
     try:
@@ -125,6 +136,22 @@ def check_settings(cfg: DictConfig) -> None:
         check.positive(**{f"kls[{i}]": kl for i, kl in enumerate(cfg.kls)})
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def refuse_unread(cfg: DictConfig) -> None:
+    """Refuse settings of train.py that a comparison does not read.
+
+    Raises:
+        ConfigError: the command line has one.
+    """
+    for override in HydraConfig.get().overrides.task:
+        key = override.lstrip("+~").split("=")[0]
+        if key == "total_steps":
+            raise ConfigError(f"{override}: the warm-up's length is warmup_steps=...")
+        if key.split(".")[0] in UNREAD:
+            raise ConfigError(f"{override}: compare.py does not read it, leave it out")
+        if cfg.run is not None and key.split(".")[0] in OF_WARMUP:
+            raise ConfigError(f"{override}: run={cfg.run} has no warm-up, leave one of them out")
 
 
 def with_parts_of_run(cfg: DictConfig) -> DictConfig:

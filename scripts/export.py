@@ -20,6 +20,9 @@ from rlopt.types import obs_tensor
 def main(cfg: DictConfig) -> None:
     """Write, read back, compare; one line says where."""
     with cli.one_line_errors():
+        cli.refuse_unknown_settings(cfg, "export")
+        if not has_onnx():
+            print("no ONNX file is written; it needs: pip install -e '.[onnx]'", flush=True)
         folder = Path(cfg.run)
         run_cfg, state = read_run(folder, cfg.checkpoint)
         run_cfg.device, run_cfg.env.num_envs, run_cfg.env.backend = "cpu", 1, "auto"
@@ -38,7 +41,6 @@ def main(cfg: DictConfig) -> None:
             f"wrote {' and '.join(map(str, written))}: {cfg.checkpoint}.pt at "
             f"{state['env_steps']} steps, {inputs} to actions, which are within "
             f"{max(written.values()):.1g} of the policy's"
-            + ("" if has_onnx() else "; ONNX needs: pip install -e '.[onnx]'")
         )
 
 

@@ -15,8 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+
+try:
+    import scipy  # noqa: F401
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+except ImportError as error:
+    sys.exit(f"error: lecture.py needs a package: pip install -e '.[bench]' ({error})")
 
 from rlopt.lecture import STATEMENTS, Result, slide
 from rlopt.rows import Row, guarded, tolerance

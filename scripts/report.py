@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import time
 from collections import Counter
@@ -52,8 +51,8 @@ def main(cfg: DictConfig) -> None:
 
 def check_settings(cfg: DictConfig) -> dict[str, Any]:
     """The settings as plain containers."""
-    if any(importlib.util.find_spec(name) is None for name in ("matplotlib", "scipy")):
-        raise ConfigError("report.py needs a package: pip install -e '.[bench]'")
+    cli.require("report.py", "matplotlib.figure", "scipy.stats")
+    cli.refuse_unknown_settings(cfg, "report")
     settings = to_dict(cfg) | {"runs": cfg.runs}  # which must be given
     settings["thresholds"] = settings["thresholds"] or {}
     for key in ("runs", "out"):

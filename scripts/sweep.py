@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 import cli
 import search
 from rlopt import check
-from rlopt.config import ConfigError
+from rlopt.config import Config, ConfigError, refuse_unknown, schema_keys
 from rlopt.folder import LOCK, claimed, is_empty
 from rlopt.objectives import objective
 
@@ -64,6 +64,8 @@ def prepare(config: DictConfig) -> None:
     Raises:
         ConfigError, ValueError: settings that are wrong, or not sound together.
     """
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    refuse_unknown(own, schema_keys(Config))
     settings, sweeper = config.sweep, config.hydra.sweeper
     swept = swept_overrides(config.hydra.overrides.task)
     launcher = config.hydra.launcher._target_.rpartition(".")[2]
@@ -136,8 +138,9 @@ def is_of_sweep(override: str) -> bool:
 
 
 def of_run(overrides: Iterable[str]) -> list[str]:
-    """The overrides that make a run what it is."""
-    return [override for override in overrides if not is_of_sweep(override)]
+    """The overrides that make a run what it is; where its files were found is none."""
+    search = "hydra.searchpath="
+    return [o for o in overrides if not is_of_sweep(o) and not o.startswith(search)]
 
 
 def refuse_in_one_run(cfg: DictConfig, overrides: Iterable[str]) -> None:

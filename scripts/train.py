@@ -30,13 +30,16 @@ from omegaconf import DictConfig, OmegaConf
 import cli
 import resuming
 import rlopt
+import sources
 import sweep
 import tuned
 from rlopt import checkpoint, distributed
 from rlopt.build import make_trainer, remarks_on_images
-from rlopt.config import Config, ConfigError, one_line, remarks
+from rlopt.config import Config, ConfigError, one_line, refuse_unknown, remarks, schema_keys
 from rlopt.evaluate import Evaluation
 from rlopt.folder import claimed, is_empty
+from rlopt.logger import digits
+from rlopt.targets import GIVEN, GROUPS, refuse_unknown_settings
 from rlopt.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -58,9 +61,16 @@ def main(cfg: DictConfig) -> float | None:
 
 def train(cfg: DictConfig, overrides: list[str], folder: Path) -> float:
     """A run, new or the one that `resume` names, in a folder that no other process writes."""
+    refuse_unknown(cfg, schema_keys(Config))
+    sources.refuse_unread()
+    tuned.refuse_missing(overrides)
+    if cfg.resume_force and not cfg.resume:
+        raise ConfigError("resume_force=true goes with resume=<run folder>")
     cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "sweep"])
     cfg = tuned.fitted(cfg, overrides)
     OmegaConf.resolve(cfg)
+    for section in GROUPS:
+        refuse_unknown_settings(section, cfg[section], GIVEN.get(section, []))
     if cfg.resume and distributed.world_size() > 1:
         raise ConfigError(f"resume={cfg.resume}: a run of several processes can't be resumed")
     if distributed.rank() > 0:  # the first process keeps the record
@@ -81,20 +91,26 @@ def make_and_run(cfg: DictConfig, overrides: list[str], folder: Path) -> float:
     else:
         refuse_used(folder)  # again: it may have been used before it was claimed
     choices: Any = HydraConfig.get().runtime.choices
-    algo, tuned_file = choices.algo, tuned.file()
-    trainer = make_trainer(cfg, folder, state)
+    algo, tuned_file, own_files = choices.algo, tuned.file(), sources.own_files()
+    record = {"tuned": sources.shown(tuned_file) if tuned_file else None}
+    record |= {"experiment": choices.get("experiment")}
+    trainer = make_trainer(cfg, folder, state, record)
     where = f"{cfg.env.id} ({cfg.env.num_envs} environments, {cfg.env.backend})"
-    log.info("%s on %s, seed %d, tuned settings: %s", algo, where, cfg.seed, tuned_file or "none")
+    settings = record["tuned"] or "none"
+    log.info("%s on %s, seed %d, tuned settings: %s", algo, where, cfg.seed, settings)
+    for path in own_files:
+        log.info("own file: %s", path)
     log.info("writing %s", folder)
     keys = [resuming.key_of(o).removeprefix("schedule.") for o in overrides]
-    for remark in [*remarks(cfg, keys), *remarks_on_images(trainer.policy)]:
+    notes = [*remarks(cfg, keys), *remarks_on_images(trainer.policy), *tuned.remarks(cfg.env.id)]
+    for remark in notes:
         log.info("note: %s", remark)
     why_inexact = trainer.rollout.why_inexact()
     if why_inexact:
         log.info("resume starts new episodes: the state of %s", why_inexact)
     save_config(cfg, [o for o in overrides if not o.startswith("resume")], folder)
 
-    about = {"algo": algo, "env": cfg.env.id, "seed": cfg.seed, "tuned": tuned_file}
+    about = {"algo": algo, "env": cfg.env.id, "seed": cfg.seed, **record, "own_files": own_files}
     about["resumed_at"] = None if state is None else trainer.env_steps
     about["resume"] = "starts new episodes" if why_inexact else "exact"
     return run(trainer, folder, about)
@@ -120,7 +136,8 @@ def run(trainer: Trainer, folder: Path, about: dict[str, Any]) -> float:
         end(trainer, folder, {**summary, "error": reason})
         if evaluation is None:
             log.info("%s after %d steps, wrote %s", status, trainer.env_steps, folder)
-    log.info("%.0f s, evaluation %.1f +- %.1f", seconds, evaluation.mean, evaluation.std)
+    mean, std = digits(evaluation.mean), digits(evaluation.std)
+    log.info("%.0f s, evaluation %s +- %s", seconds, mean, std)
     log.info("wrote %s", folder)
     return evaluation.mean
 
@@ -167,7 +184,9 @@ def refuse_used(folder: Path) -> None:
 
 def save_config(cfg: DictConfig, overrides: list[str], folder: Path) -> None:
     """Hydra's record of a run, written only once the run is known to be sound."""
-    for name, content in (("overrides", OmegaConf.create(overrides)), ("config", cfg)):
+    places = ",".join(sources.of_run())
+    search = [f"hydra.searchpath=[{places}]"] if places else []  # for resume to find the files
+    for name, content in (("overrides", OmegaConf.create([*search, *overrides])), ("config", cfg)):
         checkpoint.write(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(content).encode())
 
 

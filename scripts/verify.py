@@ -20,9 +20,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import cli
+import sources
+import sweep
 import tuned
 from rlopt.build import make_trainer
-from rlopt.config import Config
+from rlopt.config import Config, ConfigError, refuse_unknown, schema_keys
 from rlopt.rows import Row, tolerance
 from rlopt.verify import verify
 
@@ -36,7 +38,9 @@ def main(cfg: DictConfig) -> None:
     with cli.one_line_errors():
         start = time.perf_counter()
         torch.set_default_dtype(torch.float64)
-        cfg = tuned.fitted(cfg, list(HydraConfig.get().overrides.task))
+        overrides = list(HydraConfig.get().overrides.task)
+        refuse_unread(cfg, overrides)
+        cfg = tuned.fitted(cfg, overrides)
         OmegaConf.resolve(cfg)
         # A trainer wants a folder for its record and a terminal for its bar; this one has neither.
         with tempfile.TemporaryDirectory() as folder:
@@ -51,6 +55,21 @@ def main(cfg: DictConfig) -> None:
               f"{time.perf_counter() - start:.1f} s, wrote nothing")  # fmt: skip
     if "FAIL" in verdicts:
         sys.exit(1)
+
+
+def refuse_unread(cfg: DictConfig, overrides: list[str]) -> None:
+    """Refuse what an audit does not read.
+
+    Raises:
+        ConfigError: a key that is no setting, settings of a sweep, or a run to resume.
+    """
+    refuse_unknown(cfg, schema_keys(Config))
+    sweep.refuse_in_one_run(cfg, overrides)
+    tuned.refuse_missing(overrides)
+    sources.refuse_unread()
+    for key in ("resume", "resume_force"):
+        if cfg[key]:
+            raise ConfigError(f"{key}={cfg[key]}: verify.py audits settings, and no run")
 
 
 def table(rows: Sequence[tuple[str, Row]]) -> str:

@@ -29,7 +29,50 @@ def test_a_check_passes_what_is_allowed_and_names_what_is_not(rule, good, bad):
     for value in bad:
         with pytest.raises(ValueError, match=r"^setting must be .*, got ") as raised:
             rule(setting=value)
-        assert str(raised.value).endswith(repr(value))
+        assert str(raised.value).split(": write ")[0].endswith(repr(value))
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "write"),
+    [
+        (check.whole, 1e5, "100000"),
+        (check.whole, "1e5.0", "100000"),
+        (check.whole, "100k", "100000"),
+        (check.whole, "100_000.0", "100000"),
+        (check.whole, 1.5, None),
+        (check.whole, 0.0, None),
+        (check.whole, "many", None),
+        (check.whole, math.inf, None),
+        (check.sizes, 64, "[64]"),
+        (check.sizes, "64 32", "[64,32]"),
+        (check.sizes, "64x32", "[64,32]"),
+        (check.sizes, [64.0, "32"], "[64,32]"),
+        (check.sizes, [0], None),
+        (check.sizes, "wide", None),
+        (check.flag, "yes", "true"),
+        (check.flag, "Off", "false"),
+        (check.flag, "maybe", None),
+    ],
+)
+def test_a_message_says_what_to_write_where_that_is_known(rule, value, write):
+    with pytest.raises(ValueError, match=r"^setting must be ") as raised:
+        rule(setting=value)
+    _, _, hint = str(raised.value).partition(": write ")
+    assert hint == (f"setting={write}" if write else "")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("sgd", "torch.optim.SGD"),
+        ("torch.optim.Adm", "torch.optim.Adam"),
+        ("rlopt.algos.npg.NGP", "rlopt.algos.npg.NPG"),
+        ("no_such_module.adamw", "torch.optim.AdamW"),
+        ("no_such_module.Zebra", None),
+    ],
+)
+def test_a_class_is_found_by_a_name_like_it(name, meant):
+    assert check.class_like(name) == meant
 
 
 def test_whole_takes_another_minimum():

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import sys
 
 import pytest
 import torch
@@ -397,7 +398,7 @@ def test_the_policy_of_a_run(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "parts"),
     [
-        ("algos=[npg,trppo]", ["algo/trppo", "npg pg ppo ppo_clip trpo"]),
+        ("algos=[npg,trppo]", ["algo=trppo", "did you mean algo=trpo?"]),
         ("algos=npg", ["algos=npg", "algos=[pg,npg]"]),
         ("algos=[]", ["algos=[]", "algos=[pg,npg]"]),
         ("rules.npg.max_kl=-1", ["rules.npg.max_kl must be greater than 0, got -1"]),
@@ -423,7 +424,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, argument, parts):
 
 def test_a_bad_rule_name_is_one_line_on_stderr(tmp_path):
     done = process("compare.py", "algos=[pgg]", f"output={tmp_path / 'out'}")
-    assert_one_error_line(done, "algo/pgg", "npg pg ppo ppo_clip trpo")
+    assert_one_error_line(done, "algo=pgg", "did you mean algo=pg?")
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
@@ -434,10 +435,6 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
 
 
 def test_a_missing_matplotlib_says_what_to_install(tmp_path, monkeypatch):
-    import importlib.util
-
-    find_spec = importlib.util.find_spec
-    hidden = lambda name, *rest: None if name == "matplotlib" else find_spec(name, *rest)  # noqa: E731
-    monkeypatch.setattr(importlib.util, "find_spec", hidden)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, _ = script(f"output={tmp_path / 'out'}")
-    assert code == "error: compare.py needs a package: pip install -e '.[bench]'"
+    assert code.startswith("error: compare.py needs a package: pip install -e '.[bench]'")

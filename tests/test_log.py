@@ -118,4 +118,5 @@ def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "moviepy", None)
     run = f"hydra.run.dir={tmp_path / 'run'}"
     code, _ = run_here("train.py", *SMALL, *CARTPOLE, "log.video=true", run)
-    assert code.startswith("error: log.video=true: needs a package: pip install -e '.[video]'")
+    needed = "a video of env=CartPole-v1 needs a package: pip install -e '.[video]'"
+    assert code.startswith(f"error: log.video=true: {needed}")

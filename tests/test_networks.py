@@ -412,9 +412,9 @@ def test_any_module_is_a_network(tmp_path):
 
 
 BAD = [
-    (["policy=network"], r"policy\.network\._target_=my_module\.Net can't be imported"),
+    (["policy=network"], r"policy\.network\._target_=my_module\.Net: there is no such class"),
     ([*NETWORK, "policy.network.width=0.5"], r"policy: "),
-    ([*NETWORK, "policy.network.depth=1"], r"policy: .*depth"),
+    ([*NETWORK, "policy.network.depth=1"], r"policy\.network\.depth is no setting of Net: "),
     (
         [*NETWORK, "policy.network._target_=test_networks.Narrow"],
         r"policy\.network must map \[1, 4\] to \[1, 2\], got \[1, 1\]$",

@@ -3,12 +3,14 @@
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
-import gymnasium as gym
 import numpy as np
+import oracles
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.vector.utils import batch_space
 from omegaconf import OmegaConf
 from test_train_script import train
 
@@ -16,7 +18,7 @@ from rlopt import load
 from rlopt.build import EVALUATION_STREAM
 from rlopt.envs import derive_seed, make_vector_env
 from rlopt.evaluate import evaluate
-from rlopt.trained import batch_shape, flatten
+from rlopt.trained import TrainedPolicy, batch_shape, flatten, single_spaces
 
 DICT = spaces.Dict({"a": spaces.Box(-1, 1, (2, 2)), "b": spaces.Discrete(3)})
 
@@ -34,7 +36,7 @@ def returns_by_hand(policy, episodes, seed):
     """Returns of single environments, as a user's loop finds them."""
     returns = []
     for i in range(episodes):
-        env = gym.make(policy.env_id, max_episode_steps=20)
+        env = policy.make_env()
         obs, _ = env.reset(seed=seed + i)
         done, total = False, 0.0
         while not done:
@@ -147,6 +149,77 @@ def test_the_evaluation_that_the_run_recorded_is_found_again(runs):
     summary = OmegaConf.load(runs / "CartPole-v1" / "summary.json")
     assert result.mean == pytest.approx(summary.eval_return_mean)
     assert policy.env_steps == summary.env_steps
+
+
+LIMIT = "{_target_: gymnasium.wrappers.RescaleAction, min_action: -3, max_action: 3}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "observations", "actions"),
+    [
+        (
+            ["env=FrozenLake-v1", "+env.kwargs.map_name=8x8"],
+            spaces.Discrete(64),
+            spaces.Discrete(4),
+        ),
+        (["env=probes:RandomLength-v0"], None, None),
+        (["env=Pendulum-v1", f"env.wrappers=[{LIMIT}]"], None, spaces.Box(-3, 3, (1,))),
+    ],
+    ids=["kwargs", "module", "wrapper"],
+)
+def test_make_env_is_the_environment_of_the_run(arguments, observations, actions, tmp_path):
+    policy = load(train(tmp_path / "run", *arguments, "total_steps=64", "eval.final_episodes=1"))
+    env = policy.make_env()
+    assert observations in (None, env.observation_space)
+    assert actions in (None, env.action_space)
+    assert (policy.observation_space, policy.action_space) == (
+        env.observation_space,
+        env.action_space,
+    )
+    assert env.spec.max_episode_steps == 20
+    obs, _ = env.reset(seed=0)
+    assert policy(obs) in env.action_space
+    env.step(policy(obs))
+
+
+ACTIONS = [
+    spaces.Discrete(3, start=-1),
+    spaces.Discrete(3, dtype=np.int32),
+    spaces.MultiDiscrete([2, 3], dtype=np.int32, start=[1, -2]),
+    spaces.MultiBinary([2, 2]),
+    spaces.Box(-1, 1, (2,), np.float64),
+    spaces.Box(-1, 1, (2, 2), np.float16),
+    spaces.Box(-1, 1, ()),
+    spaces.Tuple([spaces.Discrete(2, start=4), spaces.Box(-1, 1, (2,), np.float64)]),
+    spaces.Dict(a=spaces.Tuple([spaces.Discrete(2), spaces.MultiBinary(2)]), b=spaces.Discrete(3)),
+]
+
+
+@pytest.mark.parametrize("space", ACTIONS, ids=str)
+def test_actions_are_in_the_space_alone_and_in_batches(space):
+    module = oracles.make_policy(None, space, output_gain=3.0)
+    obs_space = spaces.Box(-1, 1, (3,))
+    policy = TrainedPolicy(module, obs_space, space, "any", 0, "cpu", 0, make_env=None)
+    for deterministic in (True, False):
+        assert policy(obs_space.sample(), deterministic=deterministic) in space
+        batch = np.stack([obs_space.sample() for _ in range(4)])
+        assert policy(batch, deterministic=deterministic) in batch_space(space, 4)
+
+
+def test_spaces_are_those_of_one_environment_where_the_vector_version_has_others():
+    """EnvPool's actions of HalfCheetah-v5 are float64, Gymnasium's float32."""
+    ours = spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,))
+    theirs = spaces.Box(-1, 1, (3,), np.float64), spaces.Box(-1, 1, (2,), np.float64)
+    other = spaces.Box(-1, 1, (4,)), ours[1]
+
+    def made(pair):
+        names = ("observation_space", "action_space")
+        return SimpleNamespace(**dict(zip(names, pair, strict=True)), close=lambda: None)
+
+    vector = SimpleNamespace(single_observation_space=theirs[0], single_action_space=theirs[1])
+    assert single_spaces(lambda: made(ours), vector) == ours
+    assert single_spaces(lambda: made(other), vector) == theirs
+    assert single_spaces(lambda: 1 / 0, vector) == theirs
 
 
 def test_importing_rlopt_starts_nothing():

@@ -81,7 +81,7 @@ MISTAKES = [
     ),
     (
         listed((f"{WRAPPERS}.TimeLimit", "max_steps: 9")),
-        r"env\.wrappers\[0\] can't wrap .*unexpected keyword argument 'max_steps'",
+        r"env\.wrappers\[0\]\.max_steps is no setting of TimeLimit: .*max_episode_steps",
     ),
     (listed((f"{WRAPPERS}.AtariPreprocessing",)), r"env\.wrappers\[0\] can't wrap"),
     (listed(("builtins.id",)), r"env\.wrappers\[0\] is no wrapper: it returns \d+"),
