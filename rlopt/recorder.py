@@ -15,6 +15,7 @@ from torch.distributions import Distribution
 
 from rlopt import env_state, faults
 from rlopt.action_spaces import env_action
+from rlopt.observations import obs_dtype
 from rlopt.types import (
     NonFiniteError,
     Policy,
@@ -84,10 +85,8 @@ class Recorder:
     @torch.inference_mode()
     def _act(self, policy: Policy) -> tuple[NDArray, Any]:
         """Actions as sampled, and as the environment takes them."""
-        if self.state is None:
-            dist = policy(obs_tensor(self.obs, self.device))
-        else:
-            dist = self._advance(policy, float_tensor(self.obs, self.device), self.state)
+        obs = obs_tensor(self.obs, self.obs_dtype, self.device)
+        dist = policy(obs) if self.state is None else self._advance(policy, obs, self.state)
         action = self.choose(dist).cpu().numpy()
         return action, env_action(self.env.single_action_space, action)
 
@@ -109,6 +108,7 @@ class Recorder:
 
         Stops too where one of these episodes is longer than `max_episode_steps`.
         """
+        self.obs_dtype = obs_dtype(self.env.single_observation_space, policy)
         obs, steps, actions = [self.obs], [self.step_index], []
         rows: list[tuple[NDArray, ...]] = []
         returns: list[float] = []
@@ -152,7 +152,7 @@ class Recorder:
         reward, terminated, truncated, valid = map(np.stack, zip(*rows, strict=True))
         to_device = partial(torch.as_tensor, device=self.device)
         rollout = Rollout(
-            obs=_with_states(obs_tensor(np.stack(obs), self.device), states),
+            obs=_with_states(obs_tensor(np.stack(obs), self.obs_dtype, self.device), states),
             action=to_device(np.stack(actions)),
             reward=float_tensor(np.where(valid, reward, 0.0), self.device),
             terminated=to_device(terminated),
@@ -196,7 +196,8 @@ def _check_finite(rollout: Rollout) -> None:
     for name, x in (("reward", rollout.reward), ("observation", rollout.obs)):
         if not x.is_floating_point():
             continue
-        bad = ~torch.isfinite(x).reshape(*x.shape[:2], -1).all(-1)
+        finite = x.abs() <= torch.finfo(torch.float32).max  # what networks compute with
+        bad = ~finite.reshape(*x.shape[:2], -1).all(-1)
         if bad.any():
             row, index = bad.nonzero()[0].tolist()
             step = int(rollout.step[row, index])

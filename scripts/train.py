@@ -87,7 +87,7 @@ def make_and_run(cfg: DictConfig, overrides: list[str], folder: Path) -> float:
     log.info("%s on %s, seed %d, tuned settings: %s", algo, where, cfg.seed, tuned_file or "none")
     log.info("writing %s", folder)
     keys = [resuming.key_of(o).removeprefix("schedule.") for o in overrides]
-    for remark in [*remarks(cfg, keys), *remarks_on_images(trainer.policy)]:
+    for remark in [*remarks(cfg, keys), *remarks_on_images(trainer.policy, trainer.baseline)]:
         log.info("note: %s", remark)
     why_inexact = trainer.rollout.why_inexact()
     if why_inexact:
