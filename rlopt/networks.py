@@ -19,7 +19,7 @@ from rlopt.observations import SURE_SIZE, image_size, is_image
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 IMAGE_ROWS = 64  # through a network at a time
-PASS_NUMBERS = 2**20  # of long vectors through a network at a time
+PASS_NUMBERS = 2**22  # of long vectors through a network at a time
 NATURE_SIZE = 36  # of the smallest image that the three convolutions leave something of
 
 

@@ -20,9 +20,16 @@ from rlopt.build import make_trainer, remarks_on_images
 from rlopt.config import ConfigError
 from rlopt.export import Greedy, export
 from rlopt.fisher import fisher_operator
-from rlopt.linalg import chunk_that_fits, dense, gradient
+from rlopt.linalg import PASS_ROWS, chunk_that_fits, dense, gradient
 from rlopt.masks import mask_size, unmasked
-from rlopt.networks import IMAGE_ROWS, AsImage, Encoders, FourierFeatures
+from rlopt.networks import (
+    IMAGE_ROWS,
+    PASS_NUMBERS,
+    AsImage,
+    Encoders,
+    FourierFeatures,
+    pass_rows,
+)
 from rlopt.observations import FlatBox, entries
 from rlopt.policies import CNNPolicy, FourierPolicy, MLPPolicy
 from rlopt.types import Batch
@@ -241,6 +248,13 @@ def test_many_images_are_passed_in_parts():
     torch.testing.assert_close(policy.dist_params(rows), alone)
     by_time = policy.features(rows[:6].view(2, 3, -1))
     torch.testing.assert_close(by_time.view(6, -1), policy.features(rows[:6]))
+
+
+def test_long_vectors_are_passed_in_parts():
+    """As many numbers at a time, whatever shape they have; short ones as many as anything else."""
+    assert pass_rows(1) == pass_rows(PASS_NUMBERS // PASS_ROWS) == PASS_ROWS
+    assert pass_rows(2 * PASS_NUMBERS // PASS_ROWS) == PASS_ROWS // 2
+    assert pass_rows(PASS_NUMBERS) == IMAGE_ROWS  # at least
 
 
 # Second order
