@@ -38,16 +38,14 @@ def entries(space: spaces.Space) -> list[spaces.Space]:
     return list(leaves(original(space)))
 
 
-def obs_dtype(space: spaces.Space, policy: object) -> torch.dtype:
-    """The float type of the observations that a policy is given: torch's default or float64.
+def obs_dtype(space: spaces.Space) -> torch.dtype:
+    """The type that holds observations: torch's default float, or float64 where it must be.
 
-    Float64 is for entries that float32 cannot hold exactly (float64, large whole numbers), where
-    the policy `takes_float64`: its normaliser subtracts their mean before they become float32.
+    It must be where float32 cannot hold an entry exactly: float64 and large whole numbers. The
+    normaliser subtracts their mean before they become float32.
     """
-    takes_float64 = getattr(policy, "takes_float64", False)
-    if not takes_float64 or all(map(_fits_float32, entries(space))):
-        return torch.get_default_dtype()
-    return torch.float64
+    exact = all(map(_fits_float32, entries(space)))
+    return torch.get_default_dtype() if exact else torch.float64
 
 
 def _fits_float32(entry: spaces.Space) -> bool:

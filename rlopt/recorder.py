@@ -52,6 +52,7 @@ class Recorder:
         self.env = env
         self.device = device
         self.choose = choose
+        self.obs_dtype = obs_dtype(env.single_observation_space)
         self.needs_reset = True
 
     def reset(self, seed: int | None) -> None:
@@ -85,7 +86,7 @@ class Recorder:
     @torch.inference_mode()
     def _act(self, policy: Policy) -> tuple[NDArray, Any]:
         """Actions as sampled, and as the environment takes them."""
-        obs = obs_tensor(self.obs, self.obs_dtype, self.device)
+        obs = obs_tensor(self.obs, self.obs_dtype, policy, self.device)
         dist = policy(obs) if self.state is None else self._advance(policy, obs, self.state)
         action = self.choose(dist).cpu().numpy()
         return action, env_action(self.env.single_action_space, action)
@@ -108,7 +109,6 @@ class Recorder:
 
         Stops too where one of these episodes is longer than `max_episode_steps`.
         """
-        self.obs_dtype = obs_dtype(self.env.single_observation_space, policy)
         obs, steps, actions = [self.obs], [self.step_index], []
         rows: list[tuple[NDArray, ...]] = []
         returns: list[float] = []
@@ -152,7 +152,9 @@ class Recorder:
         reward, terminated, truncated, valid = map(np.stack, zip(*rows, strict=True))
         to_device = partial(torch.as_tensor, device=self.device)
         rollout = Rollout(
-            obs=_with_states(obs_tensor(np.stack(obs), self.obs_dtype, self.device), states),
+            obs=_with_states(
+                obs_tensor(np.stack(obs), self.obs_dtype, policy, self.device), states
+            ),
             action=to_device(np.stack(actions)),
             reward=float_tensor(np.where(valid, reward, 0.0), self.device),
             terminated=to_device(terminated),

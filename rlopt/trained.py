@@ -95,8 +95,8 @@ class TrainedPolicy:
         if self.mask_size:
             masks = None if action_mask is None else np.reshape(action_mask, (len(flat), -1))
             flat = mask_last(self.observation_space, flat, self.mask_size, masks)
-        obs_type = obs_dtype(self.observation_space, self.module)
-        dist = self._distribution(obs_tensor(flat, obs_type, self.device))
+        dtype = obs_dtype(self.observation_space)
+        dist = self._distribution(obs_tensor(flat, dtype, self.module, self.device))
         chosen = mode(dist) if deterministic else sample(dist)
         action = env_action(self.action_space, chosen.cpu().numpy())
         return action if shape else next(iter(iterate(batch_space(self.action_space, 1), action)))

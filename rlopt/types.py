@@ -297,9 +297,12 @@ def float_tensor(x: Any, device: torch.device | str) -> Tensor:
     return torch.as_tensor(x, dtype=torch.get_default_dtype(), device=device)
 
 
-def obs_tensor(x: Any, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """An array of observations as a tensor of a type that `observations.obs_dtype` names.
+def obs_tensor(x: Any, dtype: torch.dtype, policy: object, device: torch.device | str) -> Tensor:
+    """An array of observations as a tensor that the policy takes.
 
-    Bytes stay bytes, a quarter of the floats' memory.
+    Bytes stay bytes, a quarter of the floats' memory. `dtype` is that of `observations.obs_dtype`;
+    where the policy does not take float64 the tensor is of torch's default float type.
     """
+    if not getattr(policy, "takes_float64", False):
+        dtype = torch.get_default_dtype()
     return torch.as_tensor(x, dtype=None if x.dtype == "uint8" else dtype, device=device)

@@ -28,8 +28,8 @@ def main(cfg: DictConfig) -> None:
         env = make_env(run_cfg)
         policy = load_policy(run_cfg, env, state, cfg.checkpoint)
         space: Any = env.observation_space
-        dtype = obs_dtype(env.single_observation_space, policy)
-        obs = obs_tensor(np.zeros(space.shape, space.dtype), dtype, "cpu")
+        zeros, dtype = np.zeros(space.shape, space.dtype), obs_dtype(env.single_observation_space)
+        obs = obs_tensor(zeros, dtype, policy, "cpu")
         try:
             written = export(Greedy(policy, env.single_action_space), obs, folder)
         except ValueError as error:
