@@ -19,9 +19,10 @@ from rlopt import check, linalg
 from rlopt.distributed import gather, total, total_count, total_mean
 from rlopt.least_squares import NetworkBaseline, inputs, mean_std
 from rlopt.linalg import PASS_ROWS
-from rlopt.networks import cnn, floats, mlp, pass_rows
+from rlopt.masks import unmasked
+from rlopt.networks import IMAGE_ROWS, cnn, find_images, mlp, pass_rows
 from rlopt.normalize import RunningNorm
-from rlopt.observations import entries, make_normalizer
+from rlopt.observations import described, entries, make_normalizer
 
 MOST_FEATURES = 10_000  # of ridge regression, whose matrix has the square of it
 STEP = spaces.Box(-np.inf, np.inf, (1,))  # an entry of the input where it is seen
@@ -35,7 +36,7 @@ class ZeroBaseline(nn.Module):
 
     def forward(self, obs: Tensor, step: Tensor) -> Tensor:
         """Zeros [..]."""
-        return floats(torch.zeros_like(step, dtype=obs.dtype))
+        return torch.zeros_like(step, dtype=torch.get_default_dtype())
 
     def fit(self, obs: Tensor, step: Tensor, target: Tensor) -> dict[str, float]:
         """Nothing to fit."""
@@ -83,7 +84,7 @@ class LinearBaseline(nn.Module):
 
     def forward(self, obs: Tensor, step: Tensor) -> Tensor:
         """Values [..]."""
-        return (self._features(obs, step) @ self.weight).to(floats(obs))
+        return (self._features(obs, step) @ self.weight).to(torch.get_default_dtype())
 
     @torch.no_grad()
     def fit(self, obs: Tensor, step: Tensor, target: Tensor) -> dict[str, float]:
@@ -127,12 +128,10 @@ class MLPBaseline(NetworkBaseline):
     ) -> None:
         check.sizes(hidden_sizes=hidden_sizes)
         check.flag(orthogonal_init=orthogonal_init, sees_step=sees_step)
-        parts = [*entries(observation_space), *[STEP] * sees_step]
-        normalizer = make_normalizer(parts, standardize=True)
-        assert normalizer is not None
-        sizes = [sum(map(spaces.flatdim, parts)), *hidden_sizes, 1]
-        network = mlp(sizes, activation, 1.0, orthogonal_init)
-        super().__init__(normalizer, network, pass_rows(parts), sees_step=sees_step, **settings)
+        size = spaces.flatdim(observation_space) + sees_step
+        network = mlp([size, *hidden_sizes, 1], activation, 1.0, orthogonal_init)
+        rows = pass_rows(size)
+        super().__init__(RunningNorm(size), network, rows, sees_step=sees_step, **settings)
 
 
 class CNNBaseline(NetworkBaseline):
@@ -166,7 +165,8 @@ class CNNBaseline(NetworkBaseline):
         check.sizes(hidden_sizes=hidden_sizes)
         check.flag(orthogonal_init=orthogonal_init, sees_step=sees_step)
         parts = [*entries(observation_space), *[STEP] * sees_step]
-        normalizer = make_normalizer(parts, standardize=True)
+        images = find_images(parts, convolutions, channels)
+        normalizer = make_normalizer(parts, images, standardize=True)
         assert normalizer is not None
         network = cnn(
             parts,
@@ -179,7 +179,8 @@ class CNNBaseline(NetworkBaseline):
             output_gain=1.0,
             orthogonal_init=orthogonal_init,
         )
-        super().__init__(normalizer, network, pass_rows(parts), sees_step=sees_step, **settings)
+        super().__init__(normalizer, network, IMAGE_ROWS, sees_step=sees_step, **settings)
+        self.seen = described(unmasked(observation_space), images)
 
 
 class TrunkBaseline(NetworkBaseline):

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from rlopt import atari
+from rlopt.baselines import CNNBaseline
 from rlopt.config import (
     ConfigError,
     is_number,
@@ -38,7 +39,9 @@ from rlopt.evaluate import (
 )
 from rlopt.linalg import chunk_that_fits
 from rlopt.logger import Logger, NoLogger, flat
-from rlopt.policies import FourierPolicy, MLPPolicy
+from rlopt.networks import NATURE_SIZE
+from rlopt.observations import is_image
+from rlopt.policies import CNNPolicy, FourierPolicy, MLPPolicy
 from rlopt.recurrent import rollout_space
 from rlopt.schedule import Schedule
 from rlopt.seeding import seed_process, seeded
@@ -296,11 +299,19 @@ def load_state(trainer: Trainer, state: dict[str, Any]) -> None:
         raise ConfigError(f"resume: the checkpoint does not fit the config ({reason})") from error
 
 
-def remarks_on_images(policy: Any) -> list[str]:
-    """A line on a policy that takes an image for a vector."""
-    if not isinstance(policy, MLPPolicy | FourierPolicy) or not policy.images:
-        return []
-    shape = "x".join(map(str, policy.images[0].shape or ()))
-    return [
-        f"an image of {shape} is a vector to this policy: policy=cnn baseline=cnn see it as one"
-    ]
+def remarks_on_images(policy: Any, baseline: Any) -> list[str]:
+    """What convolutions take as images; or that a policy takes an image for a vector."""
+    seen: dict[str, list[str]] = {}
+    for name, part in (("policy=cnn", policy), ("baseline=cnn", baseline)):
+        if isinstance(part, CNNPolicy | CNNBaseline):
+            seen.setdefault(part.seen, []).append(name)
+    take = {1: "takes", 2: "take"}
+    lines = [f"{' and '.join(names)} {take[len(names)]} {text}" for text, names in seen.items()]
+    if isinstance(policy, MLPPolicy | FourierPolicy):
+        images = [entry.shape or () for entry in policy.entries if is_image(entry, NATURE_SIZE)]
+        lines += [
+            f"an image of {'x'.join(map(str, shape))} is a vector to this policy: "
+            "policy=cnn baseline=cnn see it as one"
+            for shape in images[:1]
+        ]
+    return lines

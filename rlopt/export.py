@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from rlopt.action_spaces import leaves, num_columns
 from rlopt.checkpoint import write
-from rlopt.networks import floats
 from rlopt.types import RecurrentPolicy
 
 BATCHES = (1, 7, 5000)  # sizes that a program is tried on,
@@ -107,10 +106,10 @@ def export(greedy: Greedy, obs: Tensor, folder: Path) -> dict[Path, float]:
 
 
 def inputs_like(policy: object, obs: Tensor) -> list[Tensor]:
-    """What a program takes: observations [B, *]; of a recurrent policy floats, and states."""
+    """What a program takes: observations [B, *], and states [B, H] of a recurrent policy."""
     if not isinstance(policy, RecurrentPolicy):
         return [obs]
-    return [floats(obs), torch.zeros(len(obs), policy.state_size)]
+    return [obs, torch.zeros(len(obs), policy.state_size)]
 
 
 def has_onnx() -> bool:
@@ -148,7 +147,7 @@ def largest_difference(
 def _random(like: Tensor, size: int, generator: torch.Generator) -> Tensor:
     shape = (size, *like.shape[1:])
     if like.is_floating_point():
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=generator, dtype=like.dtype)
     return torch.randint(256, shape, generator=generator, dtype=like.dtype)
 
 

@@ -26,7 +26,7 @@ from rlopt.linalg import (
     sum_operator,
 )
 from rlopt.line_search import backtrack
-from rlopt.networks import floats, in_passes
+from rlopt.networks import in_passes
 from rlopt.normalize import ImageNorm, RunningNorm
 
 
@@ -34,8 +34,8 @@ def inputs(obs: Tensor, step: Tensor, sees_step: bool) -> Tensor:
     """Observations [.., d], with the step [..] of the episode as one more feature if it is seen."""
     if not sees_step:
         return obs
-    obs = floats(obs)
-    return torch.cat([obs, step[..., None].to(obs)], dim=-1)
+    to_float = obs.dtype if obs.is_floating_point() else torch.get_default_dtype()
+    return torch.cat([obs, step[..., None].to(to_float)], dim=-1)
 
 
 class NetworkBaseline(nn.Module):

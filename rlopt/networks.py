@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from rlopt import check
 from rlopt.linalg import PASS_ROWS
-from rlopt.observations import is_image
+from rlopt.observations import SURE_SIZE, image_size, is_image
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 IMAGE_ROWS = 64  # through a network at a time
+PASS_NUMBERS = 2**22  # of long vectors through a network at a time
 NATURE_SIZE = 36  # of the smallest image that the three convolutions leave something of
 
 
@@ -27,9 +28,9 @@ def floats(x: Tensor) -> Tensor:
     return x if x.is_floating_point() else x.to(torch.get_default_dtype())
 
 
-def pass_rows(parts: Sequence[spaces.Space]) -> int:
-    """How many observations of these entries are passed through a network at a time."""
-    return IMAGE_ROWS if any(map(is_image, parts)) else PASS_ROWS
+def pass_rows(size: int) -> int:
+    """How many observations of `size` numbers are passed through a network of vectors at a time."""
+    return max(IMAGE_ROWS, min(PASS_ROWS, PASS_NUMBERS // size))
 
 
 def in_passes(f: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
@@ -157,11 +158,9 @@ class AsImage(nn.Module):
     def __init__(self, image: spaces.Space) -> None:
         super().__init__()
         assert image.shape is not None
-        self.shape = image.shape if len(image.shape) == 3 else (1, *image.shape)
-        self.channels_last = self.shape[2] <= self.shape[0] and len(image.shape) == 3
-        height_width = self.shape[:2] if self.channels_last else self.shape[1:]
-        self.depth = self.shape[2] if self.channels_last else self.shape[0]
-        self.size = (self.depth, *height_width)
+        self.depth, height, width, self.channels_last = image_size(image.shape)
+        self.size = (self.depth, height, width)
+        self.shape = (height, width, self.depth) if self.channels_last else self.size
 
     def forward(self, x: Tensor) -> Tensor:
         """The images."""
@@ -176,23 +175,57 @@ def image_encoder(
     activation: str,
     orthogonal_init: bool,
 ) -> nn.Sequential:
-    """Rows of an image [B, d] to features [B, k].
-
-    Raises:
-        ValueError: the image is too small for these convolutions.
-    """
+    """Rows of an image [B, d] to features [B, k]."""
     make, papers = CONVOLUTIONS[convolutions]
     as_image = AsImage(image)
-    if convolutions == "nature" and min(as_image.size[1:]) < NATURE_SIZE:
-        sides = "x".join(map(str, as_image.size[1:]))
-        raise ValueError(
-            f"convolutions must be impala for an image of {sides}: nature needs "
-            f"{NATURE_SIZE}x{NATURE_SIZE} at least"
-        )
-    if convolutions == "nature" and channels is not None and len(channels) != len(papers):
-        raise ValueError(f"channels must be {len(papers)} numbers for nature, got {channels!r}")
     depths = [as_image.depth, *(channels or papers)]
     return nn.Sequential(as_image, *make(depths, activation, orthogonal_init), nn.Flatten())
+
+
+def smallest_image(convolutions: str, channels: Sequence[int] | None) -> int:
+    """Height and width that these convolutions need at least.
+
+    Of `impala` so many that each of its poolings has something to halve.
+
+    Raises:
+        ValueError: a setting that is not one of them.
+    """
+    check.one_of(list(CONVOLUTIONS), convolutions=convolutions)
+    check.sizes(channels=channels or [])
+    papers = CONVOLUTIONS[convolutions][1]
+    if convolutions == "impala":
+        return 2 ** (len(channels or papers) - 1) + 1
+    if channels is not None and len(channels) != len(papers):
+        raise ValueError(f"channels must be {len(papers)} numbers for nature, got {channels!r}")
+    return NATURE_SIZE
+
+
+def find_images(
+    parts: Sequence[spaces.Space], convolutions: str, channels: Sequence[int] | None
+) -> list[int]:
+    """Numbers of the entries of an observation that these convolutions take as images.
+
+    Raises:
+        ValueError: there is none (with what to write instead).
+    """
+    smallest = smallest_image(convolutions, channels)
+    found = [i for i, part in enumerate(parts) if is_image(part, smallest)]
+    if found:
+        return found
+    small = smallest_image("impala", None)
+    for part in parts:
+        if convolutions == "nature" and part.shape is not None and is_image(part, small):
+            sides = "x".join(map(str, image_size(part.shape)[1:3]))
+            raise ValueError(
+                f"convolutions must be impala for an image of {sides}: nature needs "
+                f"{NATURE_SIZE}x{NATURE_SIZE} at least"
+            )
+    kinds = ", ".join(f"{part.dtype} {part.shape}" for part in parts)
+    raise ValueError(
+        f"convolutions need an image, bytes of {smallest}x{smallest} at least or numbers within "
+        f"one finite range of {SURE_SIZE}x{SURE_SIZE} at least, and the observation has none "
+        f"({kinds}): use policy=mlp baseline=mlp"
+    )
 
 
 class Encoders(nn.Module):
@@ -207,7 +240,7 @@ class Encoders(nn.Module):
         orthogonal_init: as of `mlp`.
 
     Raises:
-        ValueError: no image, or one that is too small for the convolutions.
+        ValueError: no image that is large enough for the convolutions.
     """
 
     def __init__(
@@ -220,23 +253,16 @@ class Encoders(nn.Module):
         orthogonal_init: bool,
     ) -> None:
         super().__init__()
-        check.one_of(list(CONVOLUTIONS), convolutions=convolutions)
         check.one_of(list(ACTIVATIONS), activation=activation)
-        check.sizes(channels=channels or [], vector_sizes=vector_sizes)
-        pictures = [part for part in parts if is_image(part)]
-        if not pictures:
-            shapes = ", ".join(str(part.shape) for part in parts)
-            raise ValueError(
-                "convolutions need an image, and no entry of the observation has 2 or 3 "
-                f"dimensions (they have {shapes}): use policy=mlp baseline=mlp"
-            )
+        check.sizes(vector_sizes=vector_sizes)
+        found = find_images(parts, convolutions, channels)
         self.sizes = [spaces.flatdim(part) for part in parts]
-        self.is_image = [is_image(part) for part in parts]
+        self.is_image = [i in found for i in range(len(parts))]
         self.images = nn.ModuleList(
-            image_encoder(picture, convolutions, channels, activation, orthogonal_init)
-            for picture in pictures
+            image_encoder(parts[i], convolutions, channels, activation, orthogonal_init)
+            for i in found
         )
-        num_vector = sum(spaces.flatdim(part) for part in parts if not is_image(part))
+        num_vector = sum(size for i, size in enumerate(self.sizes) if i not in found)
         self.vector = nn.Sequential()
         if vector_sizes and num_vector:
             sizes = [num_vector, *vector_sizes]

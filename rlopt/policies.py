@@ -14,8 +14,18 @@ from rlopt import check
 from rlopt.action_spaces import make_head
 from rlopt.distributions import MASKED
 from rlopt.masks import mask_size, unmasked
-from rlopt.networks import FourierFeatures, cnn, floats, in_passes, mlp, pass_rows
-from rlopt.observations import entries, images, make_normalizer
+from rlopt.networks import (
+    IMAGE_ROWS,
+    FourierFeatures,
+    cnn,
+    find_images,
+    floats,
+    in_passes,
+    mlp,
+    pass_rows,
+)
+from rlopt.normalize import RunningNorm
+from rlopt.observations import described, entries, make_normalizer
 
 
 class NetworkPolicy(nn.Module):
@@ -28,8 +38,9 @@ class NetworkPolicy(nn.Module):
         observation_space: Box of shape [d].
         action_space: Discrete, MultiDiscrete, MultiBinary, Box, or Tuple or Dict of them.
         network: makes the network from the observation space, without the mask, and the number of
-            outputs k: an `nn.Module` from rows [B, d] to [B, k]. In its rows pixels of whole
-            numbers are scaled to 0..1, all else is standardised, if `normalize_obs`.
+            outputs k: an `nn.Module` from rows [B, d] to [B, k].
+        images: numbers of the observation's entries that the network takes as images. Their pixels
+            are scaled to 0..1; all else is standardised, if `normalize_obs`.
         distribution: of Box actions, a key of `action_spaces.BOX_HEADS`.
         log_std_init: initial log std of a Gaussian, in units of half the action range.
         normalize_obs: standardise observations by running statistics.
@@ -43,6 +54,7 @@ class NetworkPolicy(nn.Module):
         observation_space: spaces.Space,
         action_space: spaces.Space,
         network: Callable[[spaces.Space, int], nn.Module],
+        images: Sequence[int],
         *,
         distribution: str,
         log_std_init: float,
@@ -54,10 +66,11 @@ class NetworkPolicy(nn.Module):
             raise ValueError(f"needs flat Box observations, got {observation_space}")
         self.mask_size = mask_size(observation_space)
         space = unmasked(observation_space)
-        self.images = images(space)
-        self.pass_rows = pass_rows(entries(space))
+        self.entries = entries(space)
+        self.pass_rows = IMAGE_ROWS if images else pass_rows(spaces.flatdim(space))
         self.head = make_head(action_space, distribution, log_std_init)
-        self.normalizer = make_normalizer(entries(space), normalize_obs)
+        self.normalizer = make_normalizer(self.entries, images, normalize_obs)
+        self.takes_float64 = any(isinstance(x, RunningNorm) for x in self.modules())
         self.network = network(space, self.head.num_outputs)
         self._refuse_misfit(spaces.flatdim(space))
 
@@ -165,7 +178,7 @@ class MLPPolicy(NetworkPolicy):
             sizes = [spaces.flatdim(space), *hidden_sizes, num_outputs]
             return mlp(sizes, activation, output_gain, orthogonal_init)
 
-        super().__init__(observation_space, action_space, network, **settings)
+        super().__init__(observation_space, action_space, network, [], **settings)
 
 
 class FourierPolicy(NetworkPolicy):
@@ -197,11 +210,13 @@ class FourierPolicy(NetworkPolicy):
             linear = mlp([num_features, num_outputs], "tanh", output_gain, orthogonal_init=True)
             return nn.Sequential(features, *linear)
 
-        super().__init__(observation_space, action_space, network, **settings)
+        super().__init__(observation_space, action_space, network, [], **settings)
 
 
 class CNNPolicy(NetworkPolicy):
     """Convolutions for each image of the observation, then a perceptron.
+
+    Which entries are images `find_images` decides; `seen` says it in words.
 
     Args:
         observation_space: as of `NetworkPolicy`, with an image among its entries.
@@ -233,6 +248,8 @@ class CNNPolicy(NetworkPolicy):
         check.sizes(hidden_sizes=hidden_sizes)
         check.positive(output_gain=output_gain)
         check.flag(orthogonal_init=orthogonal_init)
+        space = unmasked(observation_space)
+        images = find_images(entries(space), convolutions, channels)
 
         def network(space: spaces.Space, num_outputs: int) -> nn.Module:
             return cnn(
@@ -247,7 +264,8 @@ class CNNPolicy(NetworkPolicy):
                 orthogonal_init=orthogonal_init,
             )
 
-        super().__init__(observation_space, action_space, network, **settings)
+        super().__init__(observation_space, action_space, network, images, **settings)
+        self.seen = described(space, images)
 
 
 class CustomPolicy(NetworkPolicy):
@@ -268,4 +286,4 @@ class CustomPolicy(NetworkPolicy):
         network: Callable[[spaces.Space, int], nn.Module],
         **settings: Any,
     ) -> None:
-        super().__init__(observation_space, action_space, network, **settings)
+        super().__init__(observation_space, action_space, network, [], **settings)

@@ -16,6 +16,7 @@ from torch.distributions import Distribution
 
 from rlopt import env_state, faults
 from rlopt.action_spaces import env_action
+from rlopt.observations import obs_dtype
 from rlopt.seeding import seed_spaces
 from rlopt.types import (
     NonFiniteError,
@@ -77,6 +78,7 @@ class Recorder:
         self.env = env
         self.device = device
         self.choose = choose
+        self.obs_dtype = obs_dtype(env.single_observation_space)
         self.needs_reset = True
 
     def reset(self, seed: int | None) -> None:
@@ -120,10 +122,8 @@ class Recorder:
     def _act(self, policy: Policy) -> tuple[NDArray, Any]:
         """Actions as sampled, and as the environment takes them."""
         self._remember(policy)
-        if self.state is None:
-            dist = policy(obs_tensor(self.obs, self.device))
-        else:
-            dist = self._advance(policy, float_tensor(self.obs, self.device), self.state)
+        obs = obs_tensor(self.obs, self.obs_dtype, policy, self.device)
+        dist = policy(obs) if self.state is None else self._advance(policy, obs, self.state)
         action = self.choose(dist).cpu().numpy()
         return action, env_action(self.env.single_action_space, action)
 
@@ -188,7 +188,9 @@ class Recorder:
         valid = np.stack([row.valid for row in rows])
         reward = np.where(valid, np.stack([row.reward for row in rows]), 0.0)
         rollout = Rollout(
-            obs=_with_states(obs_tensor(np.stack(obs), self.device), states),
+            obs=_with_states(
+                obs_tensor(np.stack(obs), self.obs_dtype, policy, self.device), states
+            ),
             action=to_device(np.stack([row.action for row in rows])),
             reward=float_tensor(reward, self.device),
             terminated=to_device(np.stack([row.terminated for row in rows])),
@@ -242,7 +244,8 @@ def _check_finite(rollout: Rollout) -> None:
     for name, x in (("reward", rollout.reward), ("observation", rollout.obs)):
         if not x.is_floating_point():
             continue
-        bad = ~torch.isfinite(x).reshape(*x.shape[:2], -1).all(-1)
+        finite = x.abs() <= torch.finfo(torch.float32).max  # what networks compute with
+        bad = ~finite.reshape(*x.shape[:2], -1).all(-1)
         if bad.any():
             row, index = bad.nonzero()[0].tolist()
             step = int(rollout.step[row, index])

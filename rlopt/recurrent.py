@@ -23,7 +23,7 @@ from rlopt.action_spaces import make_head
 from rlopt.distributions import MASKED
 from rlopt.linalg import PASS_ROWS
 from rlopt.masks import mask_size
-from rlopt.networks import in_passes, mlp
+from rlopt.networks import floats, in_passes, mlp
 from rlopt.normalize import RunningNorm
 from rlopt.types import RecurrentPolicy
 
@@ -83,6 +83,7 @@ class GRUPolicy(nn.Module):
         self.obs_size = observation_space.shape[0] - self.mask_size
         self.head = make_head(action_space, distribution, log_std_init)
         self.normalizer = RunningNorm(self.obs_size) if normalize_obs else None
+        self.takes_float64 = normalize_obs
         self.cell = nn.GRUCell(self.obs_size, state_size)
         if orthogonal_init:
             for name, x in self.cell.named_parameters():
@@ -108,9 +109,10 @@ class GRUPolicy(nn.Module):
         return self.dist(self._params(state, mask)), state
 
     def _split(self, rows: Tensor, *sizes: int) -> tuple[Tensor, ...]:
-        """Standardised features, the mask, and what is behind it."""
+        """Standardised features, the mask, and what is behind it, in floats of one type."""
         features, *rest = rows.split([self.obs_size, self.mask_size, *sizes], dim=-1)
-        return features if self.normalizer is None else self.normalizer(features), *rest
+        features = floats(features) if self.normalizer is None else self.normalizer(features)
+        return features, *(x.to(features.dtype) for x in rest)
 
     def _params(self, state: Tensor, mask: Tensor) -> Tensor:
         params = self.head(in_passes(self.network, state, PASS_ROWS))

@@ -24,9 +24,9 @@ from rlopt.build import env_settings, make_env, make_policy
 from rlopt.config import ConfigError, one_line, read_config
 from rlopt.envs import make_single_env
 from rlopt.masks import flat_mask, mask_last, mask_size
-from rlopt.networks import floats
+from rlopt.observations import obs_dtype
 from rlopt.recorder import mode, sample
-from rlopt.types import RecurrentPolicy, obs_tensor
+from rlopt.types import RecurrentPolicy, float_tensor, obs_tensor
 
 
 @dataclass
@@ -96,7 +96,8 @@ class TrainedPolicy:
         if self.mask_size:
             masks = None if action_mask is None else self._masks(action_mask, shape)
             flat = mask_last(self.observation_space, flat, self.mask_size, masks)
-        dist = self._distribution(obs_tensor(flat, self.device))
+        dtype = obs_dtype(self.observation_space)
+        dist = self._distribution(obs_tensor(flat, dtype, self.module, self.device))
         chosen = mode(dist) if deterministic else sample(dist)
         action = env_action(self.action_space, chosen.cpu().numpy())
         if shape:
@@ -112,9 +113,9 @@ class TrainedPolicy:
     def _distribution(self, obs: Tensor) -> Distribution:
         if not isinstance(self.module, RecurrentPolicy):
             return self.module(obs)
-        obs = floats(obs)
         if self.state is None:
-            self.state = obs.new_zeros(len(obs), self.module.state_size)
+            zeros = np.zeros((len(obs), self.module.state_size))
+            self.state = float_tensor(zeros, self.device)
         if len(self.state) != len(obs):
             since = f"{len(self.state)} environments since the last reset()"
             raise ValueError(f"obs of {len(obs)} environments after those of {since}")

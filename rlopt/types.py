@@ -40,8 +40,9 @@ class Rollout:
     transition. For every valid row `obs[t + 1]` is the true successor of `obs[t]`.
 
     Attributes:
-        obs: [T+1, N, *]; uint8 where the environment's observations are, else floats. Under a
-            recurrent policy floats [T+1, N, d + H], its state before the observation behind it.
+        obs: [T+1, N, *]; uint8 where the environment's observations are, else floats, float64 where
+            float32 cannot hold them and the policy takes it. Under a recurrent policy floats
+            [T+1, N, d + H], its state before the observation behind it.
         action: [T, N, *], as sampled (the environment may have received a clipped copy).
         reward: [T, N], 0 on invalid rows.
         terminated: [T, N] bool, the successor's value is 0.
@@ -207,6 +208,8 @@ class Policy(Protocol):
     """What every update rule needs of a policy, which is also an `nn.Module`.
 
     Observations are uint8 where the environment's are (images): the policy makes floats of them.
+    Others are of torch's default float type; a policy whose attribute `takes_float64` is True gets
+    those that float32 cannot hold in float64.
     """
 
     def dist_params(self, obs: Tensor) -> Tensor:
@@ -254,7 +257,7 @@ class RecurrentPolicy(Policy, Protocol):
 
 
 class Baseline(Protocol):
-    """A regression of the return on observation, which may be uint8, and step."""
+    """A regression of the return on observation, of the types that a policy takes, and step."""
 
     def __call__(self, obs: Tensor, step: Tensor) -> Tensor:
         """Values [..] of observations [.., *] at steps [..] of their episodes."""
@@ -294,7 +297,12 @@ def float_tensor(x: Any, device: torch.device | str) -> Tensor:
     return torch.as_tensor(x, dtype=torch.get_default_dtype(), device=device)
 
 
-def obs_tensor(x: Any, device: torch.device | str) -> Tensor:
-    """An array of observations as a tensor: bytes stay bytes, a quarter of the floats' memory."""
-    is_bytes = x.dtype == "uint8"
-    return torch.as_tensor(x, device=device) if is_bytes else float_tensor(x, device)
+def obs_tensor(x: Any, dtype: torch.dtype, policy: object, device: torch.device | str) -> Tensor:
+    """An array of observations as a tensor that the policy takes.
+
+    Bytes stay bytes, a quarter of the floats' memory. `dtype` is that of `observations.obs_dtype`;
+    where the policy does not take float64 the tensor is of torch's default float type.
+    """
+    if not getattr(policy, "takes_float64", False):
+        dtype = torch.get_default_dtype()
+    return torch.as_tensor(x, dtype=None if x.dtype == "uint8" else dtype, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import hydra
 import numpy as np
@@ -12,6 +13,7 @@ import cli
 from rlopt.build import make_env
 from rlopt.config import ConfigError, one_line
 from rlopt.export import INPUTS, Greedy, export, has_onnx, inputs_like
+from rlopt.observations import obs_dtype
 from rlopt.trained import load_policy, read_run
 from rlopt.types import obs_tensor
 
@@ -28,7 +30,9 @@ def main(cfg: DictConfig) -> None:
         run_cfg.device, run_cfg.env.num_envs, run_cfg.env.backend = "cpu", 1, "auto"
         env = make_env(run_cfg)
         policy = load_policy(run_cfg, env, state, cfg.checkpoint)
-        obs = obs_tensor(np.zeros(env.observation_space.shape, env.observation_space.dtype), "cpu")
+        space: Any = env.observation_space
+        zeros, dtype = np.zeros(space.shape, space.dtype), obs_dtype(env.single_observation_space)
+        obs = obs_tensor(zeros, dtype, policy, "cpu")
         try:
             written = export(Greedy(policy, env.single_action_space), obs, folder)
         except ValueError as error:
@@ -39,8 +43,8 @@ def main(cfg: DictConfig) -> None:
         )
         print(
             f"wrote {' and '.join(map(str, written))}: {cfg.checkpoint}.pt at "
-            f"{state['env_steps']} steps, {inputs} to actions, which are within "
-            f"{max(written.values()):.1g} of the policy's"
+            f"{state['env_steps']} steps, {obs.numpy().dtype} {inputs} to actions, which are "
+            f"within {max(written.values()):.1g} of the policy's"
         )
 
 

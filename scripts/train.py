@@ -102,7 +102,11 @@ def make_and_run(cfg: DictConfig, overrides: list[str], folder: Path) -> float:
         log.info("own file: %s", path)
     log.info("writing %s", folder)
     keys = [resuming.key_of(o).removeprefix("schedule.") for o in overrides]
-    notes = [*remarks(cfg, keys), *remarks_on_images(trainer.policy), *tuned.remarks(cfg.env.id)]
+    notes = [
+        *remarks(cfg, keys),
+        *remarks_on_images(trainer.policy, trainer.baseline),
+        *tuned.remarks(cfg.env.id),
+    ]
     for remark in notes:
         log.info("note: %s", remark)
     why_inexact = trainer.rollout.why_inexact()

@@ -273,6 +273,67 @@ class Spot(gym.Env):
         return {"image": image, "sign": np.float32([self.sign]), **masks}
 
 
+class Board(gym.Env):
+    """A board of 3 x 3: the agent is 1, its goal 2, anywhere; -0.1 a step and 1 at the goal.
+
+    The same numbers in any `form` (flat, grid, cube, or a grid in a dict or tuple) and `kind`.
+    """
+
+    def __init__(self, form="flat", kind="float32", high=2):
+        self.form = form
+        kind, shape = np.dtype(kind).type, {"flat": (9,), "cube": (3, 3, 1)}.get(form, (3, 3))
+        low = 0 if high == 2 else -high
+        self.board = board = spaces.Box(low, high, shape, kind)
+        nested = {"dict": spaces.Dict({"a": spaces.Dict(b=board)}), "tuple": spaces.Tuple([board])}
+        self.observation_space = nested.get(form, board)
+        self.action_space = spaces.Discrete(4)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count, (self.at, self.goal) = 0, self.np_random.choice(9, 2, replace=False)
+        return self._obs(), {}
+
+    def step(self, action):
+        self.count += 1
+        row, column = np.clip(
+            np.add(divmod(self.at, 3), [(0, 1), (1, 0), (0, -1), (-1, 0)][action]), 0, 2
+        )
+        self.at = 3 * row + column
+        done = bool(self.at == self.goal)
+        return self._obs(), 1.0 if done else -0.1, done, self.count == 8, {}
+
+    def _obs(self):
+        x = np.zeros(9, self.board.dtype)
+        x[self.goal], x[self.at] = 2, 1
+        x = x.reshape(self.board.shape)
+        return {"dict": {"a": {"b": x}}, "tuple": (x,)}.get(self.form, x)
+
+
+class Scaled(gym.Env):
+    """Four steps; the best action is 1 where offset + scale * x has x > 0, uniform on [-1, 1]."""
+
+    def __init__(self, offset=0.0, scale=1.0, kind="float64"):
+        self.offset, self.scale, self.kind = offset, scale, np.dtype(kind)
+        whole = np.issubdtype(self.kind, np.integer)
+        high = np.iinfo(self.kind).max if whole else np.inf
+        self.observation_space = spaces.Box(-high, high, (2,), self.kind.type)
+        self.action_space = TWO_ACTIONS
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self._draw(), {}
+
+    def step(self, action):
+        self.count += 1
+        reward = float(action == (self.x[0] > 0))
+        return self._draw(), reward, False, self.count == 4, {}
+
+    def _draw(self):
+        self.x = self.np_random.uniform(-1, 1, 2)
+        return (self.offset + self.scale * self.x).astype(self.kind)
+
+
 class TMaze(gym.Env):
     """A corridor of `length` steps: a sign at its start, -1 or 1, says where to turn at its end.
 
@@ -372,7 +433,7 @@ PROBES = [ConstantReward, RewardIsObservation, TwoSteps, RewardIsAction, RewardI
 
 for env_class in (
     Counting, RandomLength, Echo, Faulty, WithSpaces, StrictSpaces, Match, TMaze, Positions, Spot,
-    Bytes,
+    Bytes, Board, Scaled,
 ):  # fmt: skip
     options = {"vector_entry_point": CountingVector} if env_class is Counting else {}
     gym.register(f"{env_class.__name__}-v0", entry_point=env_class, **options)

@@ -63,7 +63,7 @@ def test_a_program_of_images_takes_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr("rlopt.export.has_onnx", lambda: False)
     env = make_env("Bytes-v0")
     policy = make_policy(env)
-    x = obs_tensor(env.reset(seed=0)[0], "cpu")
+    x = obs_tensor(env.reset(seed=0)[0], torch.float32, policy, "cpu")
     policy.update_statistics(x)
     (path,) = export(Greedy(policy, env.single_action_space), x, tmp_path)
     images = torch.randint(256, (9, 48), dtype=torch.uint8)

@@ -20,10 +20,17 @@ from rlopt.build import make_trainer, remarks_on_images
 from rlopt.config import ConfigError
 from rlopt.export import Greedy, export
 from rlopt.fisher import fisher_operator
-from rlopt.linalg import chunk_that_fits, dense, gradient
+from rlopt.linalg import PASS_ROWS, chunk_that_fits, dense, gradient
 from rlopt.masks import mask_size, unmasked
-from rlopt.networks import IMAGE_ROWS, AsImage, Encoders, FourierFeatures
-from rlopt.observations import FlatBox, entries, is_image
+from rlopt.networks import (
+    IMAGE_ROWS,
+    PASS_NUMBERS,
+    AsImage,
+    Encoders,
+    FourierFeatures,
+    pass_rows,
+)
+from rlopt.observations import FlatBox, entries
 from rlopt.policies import CNNPolicy, FourierPolicy, MLPPolicy
 from rlopt.types import Batch
 from rlopt.verify.audit import num_changed, tensors_of
@@ -177,7 +184,6 @@ def test_entries_are_the_leaves_of_what_was_flattened_and_a_mask_is_last():
     assert [entry.shape for entry in entries(space)] == [(16, 16, 1), (1,), (2,)]
     assert [entry.shape for entry in entries(unmasked(space))] == [(16, 16, 1), (1,)]
     assert entries(make_env("CartPole-v1").single_observation_space)[0].shape == (4,)
-    assert not is_image(spaces.MultiBinary([4, 4]))
     env.close()
 
 
@@ -242,6 +248,13 @@ def test_many_images_are_passed_in_parts():
     torch.testing.assert_close(policy.dist_params(rows), alone)
     by_time = policy.features(rows[:6].view(2, 3, -1))
     torch.testing.assert_close(by_time.view(6, -1), policy.features(rows[:6]))
+
+
+def test_long_vectors_are_passed_in_parts():
+    """As many numbers at a time, whatever shape they have; short ones as many as anything else."""
+    assert pass_rows(1) == pass_rows(PASS_NUMBERS // PASS_ROWS) == PASS_ROWS
+    assert pass_rows(2 * PASS_NUMBERS // PASS_ROWS) == PASS_ROWS // 2
+    assert pass_rows(PASS_NUMBERS) == IMAGE_ROWS  # at least
 
 
 # Second order
@@ -453,15 +466,16 @@ def test_a_mistake_is_one_line(overrides, message, tmp_path):
 
 
 def test_a_policy_that_takes_an_image_for_a_vector_is_remarked_on(tmp_path):
-    lines = remarks_on_images(trainer_of(tmp_path, "env=Spot-v0").policy)
-    assert len(lines) == 1
-    assert "16x16x1" in lines[0]
-    assert "policy=cnn baseline=cnn" in lines[0]
-    policy = trainer_of(
-        tmp_path / "cnn", "env=Spot-v0", "policy=cnn", "policy.convolutions=impala"
-    ).policy
-    assert remarks_on_images(policy) == []
-    assert remarks_on_images(trainer_of(tmp_path / "vector", "env=CartPole-v1").policy) == []
+    def remarks(folder, *overrides):
+        trainer = trainer_of(tmp_path / folder, *overrides)
+        return remarks_on_images(trainer.policy, trainer.baseline)
+
+    (line,) = remarks("image", "env=Spot-v0", "env.kwargs.shape=[36,40,1]")
+    assert line.startswith(
+        "an image of 36x40x1 is a vector to this policy: policy=cnn baseline=cnn"
+    )
+    assert remarks("grid", "env=Spot-v0", "env.kwargs.shape=[7,7,3]") == []
+    assert remarks("vector", "env=CartPole-v1") == []
 
 
 # Whole runs
