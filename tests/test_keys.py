@@ -137,6 +137,11 @@ def test_flat_keys_are_those_of_sections_too():
             "env=FrozenLake-v1 +env.kwargs.is_slipery=false",
             "env.kwargs.is_slipery is no setting of FrozenLake-v1: did you mean env.kwargs.is_sli",
         ),
+        (
+            "train.py",
+            "env=test_keys:Pays-v0 +env.kwargs.mode=1",
+            "env.kwargs.mode is no setting of test_keys:Pays-v0: there are env.kwargs.pay",
+        ),
         ("train.py", "resume_force=true", "resume_force=true goes with resume=<run folder>"),
         ("train.py", "tuned=npg/HalfCheetah-v5", "tuned=npg/HalfCheetah-v5: there is no such file"),
         ("train.py", "algo=ppo.yaml", "algo=ppo.yaml: write algo=ppo"),
