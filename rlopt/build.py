@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ from rlopt.policies import CNNPolicy, FourierPolicy, MLPPolicy
 from rlopt.recurrent import rollout_space
 from rlopt.schedule import Schedule
 from rlopt.seeding import seed_process, seeded
-from rlopt.targets import bind, make, make_wrapper, naming, taken_by
+from rlopt.targets import BY_NAME, bind, make, make_wrapper, naming
 from rlopt.trainer import Trainer
 from rlopt.types import RecurrentPolicy
 
@@ -146,10 +147,11 @@ def refuse_unknown_kwargs(cfg: DictConfig, message: str) -> None:
     if refused is None or refused[1] not in cfg.env.kwargs:
         return
     entry = find_spec(cfg.env.id).entry_point
-    target = gym.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
-    taken = [name for name in taken_by(target) if name != "render_mode"]
-    hint = nearest(f"env.kwargs.{refused[1]}", [f"env.kwargs.{name}" for name in taken])
-    hint = hint if taken else "its constructor takes none of that name"
+    target: Any = gym.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
+    found = inspect.signature(target).parameters.values() if target else ()
+    names = [p.name for p in found if p.kind in BY_NAME and p.name != "render_mode"]
+    taken = [f"env.kwargs.{name}" for name in names]
+    hint = nearest(f"env.kwargs.{refused[1]}", taken) if taken else "it takes none of that name"
     raise ConfigError(f"env.kwargs.{refused[1]} is no setting of {cfg.env.id}: {hint}")
 
 

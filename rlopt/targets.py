@@ -97,14 +97,15 @@ def refuse_unknown_settings(section: str, settings: DictConfig, given: Collectio
 
 
 def refuse_name(name: str, value: Any, parameter: inspect.Parameter | None) -> None:
-    """Refuse a word where a `_target_` is to be, as in algo.optimizer=sgd.
+    """Refuse a word or null where a `_target_` is to be, as in algo.optimizer=sgd.
 
     Raises:
         ConfigError: it is one.
     """
-    if isinstance(value, str) and parameter and "Callable" in str(parameter.annotation):
-        hint = check.write(f"{name}._target_", check.class_like(value) or value)
-        raise ConfigError(f"{name}={value} is a name, and no {{_target_: <class>, ...}}{hint}")
+    if not isinstance(value, Mapping) and parameter and "Callable" in str(parameter.annotation):
+        likely = (check.class_like(value) or value) if isinstance(value, str) else None
+        hint = check.write(f"{name}._target_", likely)
+        raise ConfigError(f"{name}={value} is no class, {{_target_: <class>, ...}}{hint}")
 
 
 def refuse_unknown_keywords(name: str, settings: Any) -> None:

@@ -22,7 +22,7 @@ import cli
 from resuming import key_of
 from rlopt import atari, check
 from rlopt.build import env_settings, make_env
-from rlopt.config import Config, ConfigError, one_line, to_dict
+from rlopt.config import Config, ConfigError, nearest, one_line, to_dict
 from rlopt.evaluate import evaluate, record_video, refuse_undrawable
 from rlopt.logger import digits
 from rlopt.targets import make_wrapper
@@ -159,6 +159,9 @@ def change_env(run_cfg: DictConfig, settings: DictConfig) -> list[str]:
         if key in OWN:
             raise ConfigError(f"{key}={value}: write {OWN[key]}={value}")
         name = key.split(".")[1]
+        if name not in run_cfg.env:
+            hint = nearest(key, [f"env.{each}" for each in CHANGEABLE])
+            raise ConfigError(f"{key} is no setting of an environment: {hint}")
         if name not in CHANGEABLE:
             raise ConfigError(f"{key}={value} {STAYS}")
         if value == {} or key == "env.kwargs":

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import sources
 from rlopt import check
-from rlopt.config import flat_keys, meant, nearest, one_line
+from rlopt.config import Config, flat_keys, meant, nearest, one_line
 
 FREE = ["env.kwargs", "schedule", "policy.network", "thresholds"]  # sections of keys of any name
 Composed = tuple[str, list[str]]  # choices of groups, and the keys of the config that they make
@@ -133,6 +133,8 @@ def no_choice() -> str:
 
 def wrong_value(key: str, text: str, reason: str) -> str:
     """What to write in place of a value of the wrong type."""
+    if text.casefold() == "none" and takes_null(key):
+        return f"{key}={text}: no value is null, write {key}=null"
     if "converted to Integer" in reason:
         return f"{key}={text} must be a whole number{check.write(key, check.as_whole(text))}"
     if "converted to Float" in reason:
@@ -140,7 +142,7 @@ def wrong_value(key: str, text: str, reason: str) -> str:
     if "valid bool" in reason:
         return f"{key}={text} must be true or false{check.write(key, check.as_flag(text))}"
     if "ListConfig" in reason:
-        is_class = re.fullmatch(r"\w+(\.\w+)+", text)
+        is_class = re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", text)
         meant_list = f"[{{_target_:{text}}}]" if is_class else f"[{text}]"
         return f"{key}={text} must be a list: write '{key}={meant_list}'"
     if re.search(r"Cannot assign|not a subclass|Invalid type assigned", reason):
@@ -148,13 +150,22 @@ def wrong_value(key: str, text: str, reason: str) -> str:
     return f"{key}={text}: {reason}"
 
 
+def takes_null(key: str) -> bool:
+    """Whether a setting of configs/base.yaml may be null."""
+    try:
+        OmegaConf.update(OmegaConf.structured(Config), key, None, force_add=True)
+    except OmegaConfBaseException:
+        return False
+    return True
+
+
 def several_values(override: str) -> str:
     """What to write for values with commas, where there is no sweep."""
     key, _, text = override.partition("=")
-    decimal = re.fullmatch(r"[+-]?0,\d+", text)
+    decimal = re.fullmatch(r"[+-]?0,\d\d+", text)
     number = f", {key}={text.replace(',', '.')} for a number" if decimal else ""
-    one = f"{override} is several values: write {key}=[{text}] for a list{number}"
-    return f"{one}, or add -m for a sweep"
+    sweep = f"{override} is several values: add -m for a sweep over them"
+    return f"{sweep}, or write {key}=[{text}] for a list{number}"
 
 
 # Files

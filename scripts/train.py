@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,10 +216,17 @@ def summarize(trainer: Trainer, evaluation: Evaluation | None, seconds: float) -
 
 
 def git_commit() -> str | None:
-    """The commit that the code is at, None outside a checkout."""
-    command = ["git", "-C", str(ROOT), "rev-parse", "-q", "--verify", "HEAD"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or None
+    """The commit that the code is at, with -dirty where files differ; None outside a checkout."""
+    if shutil.which("git") is None:
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    commit = git("rev-parse", "-q", "--verify", "HEAD")
+    dirty = commit and git("status", "--porcelain", "--", "rlopt", "scripts", "configs")
+    return (f"{commit}-dirty" if dirty else commit) or None
 
 
 def prepare_sweep() -> None:

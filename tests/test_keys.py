@@ -137,6 +137,11 @@ def test_flat_keys_are_those_of_sections_too():
             "env=FrozenLake-v1 +env.kwargs.is_slipery=false",
             "env.kwargs.is_slipery is no setting of FrozenLake-v1: did you mean env.kwargs.is_sli",
         ),
+        (
+            "train.py",
+            "env=test_keys:Pays-v0 +env.kwargs.mode=1",
+            "env.kwargs.mode is no setting of test_keys:Pays-v0: there are env.kwargs.pay",
+        ),
         ("train.py", "resume_force=true", "resume_force=true goes with resume=<run folder>"),
         ("train.py", "tuned=npg/HalfCheetah-v5", "tuned=npg/HalfCheetah-v5: there is no such file"),
         ("train.py", "algo=ppo.yaml", "algo=ppo.yaml: write algo=ppo"),
@@ -185,13 +190,21 @@ def test_resume_refuses_it_too(run, arguments, message):
         ("algo=a.b.Mine", "algo=a.b.Mine: there is no such file; a class is algo._target_=a.b.Mi"),
         ("-m algo=npg,nog", "algo=nog: there is no such file"),
         ("-m algo=npg,ppo algo.epochs=1", "algo.epochs is no setting under algo=npg: there are al"),
+        ("chunk_size=None", "chunk_size=None: no value is null, write chunk_size=null"),
+        ("algo=pg algo.optimizer=null", "algo.optimizer=None is no class"),
         ("diagnostics=si", "diagnostics=si must be true or false"),
-        ("gamma=0,99", "gamma=0,99 is several values: write gamma=[0,99] for a list, gamma=0.99 "),
+        (
+            "gamma=0,99",
+            "gamma=0,99 is several values: add -m for a sweep over them, or write gamma=[",
+        ),
         (
             "env.wrappers=a.B",
             "env.wrappers=a.B must be a list: write 'env.wrappers=[{_target_:a.B}",
         ),
-        ("algo=pg algo.optimizer=sgd", "algo.optimizer=sgd is a name, and no {_target_: <class>, "),
+        (
+            "algo=pg algo.optimizer=sgd",
+            "algo.optimizer=sgd is no class, {_target_: <class>, ...}: write ",
+        ),
         ("~env", "~algo and ~env leave"),
         quick=4,
     ),
@@ -321,6 +334,7 @@ def test_time_limit_and_wrappers_can_be_changed_too(pays):
             "env.kwargs.pa is no setting of test_keys:Pays-v0: did you mean env.kwargs",
         ),
         ("env.num_envs=3", "env.num_envs=3: write num_envs=3"),
+        ("env.kwarg.a=3", "env.kwarg.a is no setting of an environment: there are env.kwargs, env"),
         ("algo=ppo", "algo=ppo belongs to the run: an evaluation can change env.kwargs.<key>, "),
         ("env.backend=async", "env.backend=async: write backend=async"),
         (

@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from rlopt.logger import Logger, flat
+from rlopt.logger import Logger, digits, flat
 
 CONFIG = {"algo": {"max_kl": 0.5, "fisher": "exact"}, "seed": 3, "stop": None, "sizes": [8, 8]}
 FLAT = {"algo.max_kl": 0.5, "algo.fisher": "exact", "seed": 3, "stop": "None", "sizes": "[8, 8]"}
@@ -159,3 +159,17 @@ def test_a_record_that_goes_on_has_no_gap_and_no_double_row(tmp_path, resumed_at
     events = read_events(folder)
     assert [e.step for e in events.Scalars("policy/kl")] == [10, 20, 30]
     assert "later" not in events.Tags()["scalars"] or not events.Scalars("later")
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        (0.0, "0.00"),
+        (1234.5678, "1234.57"),
+        (-10, "-10.00"),
+        (0.71234, "0.7123"),
+        (-0.00123, "-0.001230"),
+    ],
+)
+def test_small_returns_have_four_significant_digits(x, text):
+    assert digits(x) == text

@@ -141,7 +141,8 @@ def test_the_summary_has_its_keys_and_sane_values(run_folder):
     assert summary["eval_episodes"] == 5
     assert 0 < summary["wall_seconds"] < 100
     assert summary["versions"]["torch"] == torch.__version__
-    assert summary["git_commit"] is None or len(summary["git_commit"]) == 40
+    commit = summary["git_commit"]
+    assert commit is None or len(commit.removesuffix("-dirty")) == 40
 
 
 def test_the_saved_config_is_resolved_and_says_what_was_asked_for(run_folder):
@@ -301,6 +302,26 @@ def test_settings_without_effect_are_said_to_be(tmp_path):
     code, out = run_here("train.py", *SMALL, *arguments, f"hydra.run.dir={tmp_path / 'run'}")
     assert code is None
     assert "note: algo.cg_iterations is without effect: algo.solver=dense\n" in out
+
+
+def test_the_commit_says_where_files_differ_from_it(tmp_path, monkeypatch):
+    def git(*words):
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words]
+        subprocess.run(command, check=True, capture_output=True)
+
+    script = runpy.run_path(str(SCRIPTS / "train.py"))["git_commit"]
+    monkeypatch.setitem(script.__globals__, "ROOT", tmp_path)
+    assert script() is None
+    (tmp_path / "rlopt").mkdir()
+    (tmp_path / "rlopt" / "a.py").touch()
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert len(script()) == 40
+    (tmp_path / "outputs.txt").touch()
+    assert len(script()) == 40
+    (tmp_path / "rlopt" / "a.py").write_text("changed")
+    assert script().endswith("-dirty")
 
 
 @pytest.mark.parametrize("name", ["summary.json", "mine.txt", ".hydden"])
