@@ -18,7 +18,6 @@ from rlopt import advantages, build, fisher, linalg
 from rlopt.advantages import standardize
 from rlopt.algos.npg import NPG
 from rlopt.algos.trpo import TRPO
-from rlopt.build import make_trainer
 from rlopt.linalg import Solution
 from rlopt.line_search import LineSearch, backtrack
 from rlopt.policies import MLPPolicy
@@ -38,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 def audited(*overrides, alter=None, checks=CHECKS):
     """The rows of `python scripts/verify.py <overrides>`; `alter` plants a fault in the trainer."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(compose_config(*overrides), Path(folder))
+        trainer = build.make_trainer(compose_config(*overrides), Path(folder))
         trainer.logger.close()
     if alter is not None:
         alter(trainer)

@@ -119,7 +119,9 @@ class Audit:
                 self.rollout = originals[2](policy)
             self.changed["policy by sampling"] = num_changed(before, tensors_of(policy))
             rows = samples[-len(self.rollout.action) :]
-            self.sampled_log_prob = self.rollout.flatten(torch.stack(rows))
+            unknown = torch.full_like(self.rollout.reward, torch.nan)  # not by `dist.sample`
+            known = torch.stack(rows) if len(rows) == len(unknown) else unknown
+            self.sampled_log_prob = self.rollout.flatten(known)
             return self.rollout
 
         def advantage(*args: Tensor) -> Tensor:
