@@ -25,6 +25,7 @@ from rlopt.verify.given import (
     log_prob_ratio_is_one,
 )
 from rlopt.verify.masked import masked_actions
+from rlopt.verify.reported import reported_episodes, reported_update
 from rlopt.verify.rule import (
     advantage_scale,
     ascent,
@@ -50,6 +51,7 @@ from rlopt.verify.sgd import (
 )
 from rlopt.verify.state import memory, normaliser, schedules
 from rlopt.verify.transitions import batch_rows, parts_of_a_batch, rollout_rows
+from rlopt.verify.units import units_of_the_action
 
 CHECKS: list[Callable[[Audit], list[Row]]] = [
     rollout_rows,
@@ -59,6 +61,7 @@ CHECKS: list[Callable[[Audit], list[Row]]] = [
     sampling,
     entropy_and_kl,
     most_probable_action,
+    units_of_the_action,
     masked_actions,
     advantages,
     advantages_at_ends,
@@ -88,6 +91,8 @@ CHECKS: list[Callable[[Audit], list[Row]]] = [
     actor_parameters,
     moved_by_the_step,
     measured_kl,
+    reported_update,
+    reported_episodes,
     statistics,
     normaliser,
     schedules,

@@ -56,7 +56,7 @@ class Audit:
         sampled_log_prob: [B], of each action when it was sampled, under the policy of that moment.
         update_log_prob: [B], of the batch's actions when the rule was called.
         full_batch: the rule's batch; `old` and `new` are pi_k and the updated policy on it.
-        metrics: what the iteration reported.
+        metrics: what the iteration reported; `taken_step` [P], what it added to the parameters.
         changed: how many tensors changed where none should: keys are what, by what.
         fit_args, fit_target: what the baseline was fitted to, and what it should have been: the
             advantages and values of the latest estimate, added.
@@ -138,7 +138,9 @@ class Audit:
         moved = num_changed(self.before_statistics, tensors_of(policy))
         self.statistics_moved_after_update = moved
         self.state_after = copy.deepcopy(policy.state_dict())
+        after = flatten(self.parameters).detach()
         self.restore()
+        self.taken_step = after - flatten(self.parameters).detach()
 
     def _parameter_names(self) -> set[str]:
         assert isinstance(self.policy, nn.Module)

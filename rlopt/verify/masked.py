@@ -6,14 +6,17 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from rlopt.action_spaces import categories
-from rlopt.masks import mask_size
+from rlopt.masks import KEY, mask_column, mask_size
 from rlopt.rows import Row, at_most, not_applicable
 from rlopt.verify.audit import ROUNDING, Audit
 from rlopt.verify.transitions import UNKNOWN_SAMPLER
+
+MASKS = 50  # steps whose masks are compared
 
 
 def masked_actions(audit: Audit) -> list[Row]:
@@ -54,10 +57,26 @@ def masked_actions(audit: Audit) -> list[Row]:
     if x.params.shape[1] == size:  # a parameter for each choice, as of all the package's policies
         leak = audit.dense.jacobian[~allowed].abs().max() if (~allowed).any() else 0.0
         rows.append(at_most("gradient by way of a forbidden action", leak, 0.0))
-    told = np.concatenate([np.asarray(step[0])[:, -size:].ravel() for step in log.steps])
-    varies = float(np.min(told) == 0)
-    rows.append(Row("1: a mask that forbids something was seen", varies, 0.0, 1.0))
-    return rows
+    return [*rows, at_most("entries that are not the environment's", wrong_masks(audit), 0.0)]
+
+
+def wrong_masks(audit: Audit) -> int:
+    """Entries of the masks in the last observations that differ from what the environment said.
+
+    It says it in its observation's key, else in info; at an episode's end any mask will do.
+    """
+    inner, outer = audit.watch.unmasked, audit.watch.env
+    if inner is None or outer is None:
+        return 0
+    wrong, space, size = 0, outer.env.space, outer.env.size
+    for (_, _, flat, *_), (_, _, seen, _, terminated, truncated), told in list(
+        zip(inner.steps, outer.steps, inner.masks, strict=True)
+    )[-MASKS:]:
+        if mask_column(space) is not None:
+            told = np.stack([np.ravel(spaces.unflatten(space, row)[KEY]) for row in flat])
+        going_on = ~np.logical_or(terminated, truncated)
+        wrong += int(((np.asarray(told) != 0) != (seen[:, -size:] != 0))[going_on].sum())
+    return wrong
 
 
 def entry_log_probs(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlopt.algos.pg import PG
 from rlopt.algos.ppo import PPO
 from rlopt.algos.ppo_clip import PPOClip
 from rlopt.distributions import sum_of
@@ -20,7 +21,7 @@ from rlopt.verify.audit import ITERATIVE, ROUNDING, WIDTHS, Audit, relative
 from rlopt.verify.rule import plain
 from rlopt.verify.watch import replaced
 
-OTHER_RULE = "the rule takes no minibatch steps"
+OTHER_RULE = "the rule has no optimiser"
 EDGE = 1e-3  # how near to its thresholds the adaptation of the penalty is tried, relative
 
 
@@ -30,7 +31,7 @@ def dictated(audit: Audit, moves: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
     Yields the list of the gradients [P] that it is given, as ascent directions.
     """
-    assert isinstance(audit.rule, PPO | PPOClip)
+    assert isinstance(audit.rule, PG | PPO | PPOClip)
     gradients: list[Tensor] = []
 
     def step(*args: object) -> None:
@@ -126,6 +127,9 @@ def minibatch_steps(audit: Audit) -> list[Row]:
     Without moving, the minibatches' gradients add up to that of the whole batch.
     """
     rule = audit.rule
+    if isinstance(rule, PG):
+        number = len(unmoved(audit, {}))
+        return [at_most("steps of an update: |number - 1|", abs(number - 1), 0.0)]
     if not isinstance(rule, PPO | PPOClip):
         return [not_applicable(OTHER_RULE)]
     batch = audit.batch

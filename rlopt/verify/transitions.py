@@ -63,6 +63,7 @@ def rollout_rows(audit: Audit) -> list[Row]:
                 1e-5),
         at_most("returns of its episodes: largest error", wrong_return.max(initial=0),
                 1e-9 * max(1, np.abs(returns).max(initial=0))),
+        at_most("seeds of its resets that repeat", len(env.seeds) - len(set(env.seeds)), 0.0),
     ]  # fmt: skip
 
 

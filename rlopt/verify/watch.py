@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Distribution
 
+from rlopt.masks import KEY, ActionMask
 from rlopt.recorder import Recorder
 from rlopt.rollout import EpisodeRollout, StepRollout
 from rlopt.schedule import Schedule
@@ -63,6 +64,7 @@ class EnvLog:
         steps: of each step the observation [N, *] before it, the action as it arrived, and the
             observation, reward, terminated and truncated that it returned.
         fresh: of each step whether a reset came just before it.
+        masks: what each step's info says of the actions that are allowed, or None.
     """
 
     env: Any
@@ -70,6 +72,7 @@ class EnvLog:
     steps: list[tuple[Any, ...]] = field(default_factory=list)
     fresh: list[bool] = field(default_factory=list)
     last: tuple[Any, bool] = (None, False)  # observation, and whether a reset gave it
+    masks: list[Any] = field(default_factory=list)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -82,6 +85,7 @@ class EnvLog:
             self.steps.append((self.last[0], copy.deepcopy(action), *kept))
             self.fresh.append(self.last[1])
             self.last = kept[0], False
+            self.masks.append(copy.deepcopy(returned[4].get(KEY)))
             return returned
 
         def watched_reset(**options: Any) -> Any:
@@ -120,6 +124,7 @@ class Watch:
 
     Attributes:
         env: calls of the training environments, None where the sampler is not the package's.
+        unmasked: those of the same behind `ActionMask`, None where there is none.
         batches: of each update.
         fits: observations, steps and targets of each fit of the baseline.
         fits_come_first: the last one came before the update, on a rollout of its own.
@@ -131,6 +136,8 @@ class Watch:
         self.trainer = trainer
         known = isinstance(trainer.rollout, StepRollout | EpisodeRollout)
         self.env = EnvLog(trainer.rollout.recorder.env) if known else None
+        masked = self.env is not None and isinstance(self.env.env, ActionMask)
+        self.unmasked = EnvLog(self.env.env.env) if self.env is not None and masked else None
         self.batches: list[Batch] = []
         self.fits: list[tuple[Tensor, Tensor, Tensor]] = []
         self.scheduled: list[tuple[float, dict[str, float]]] = []
@@ -155,7 +162,9 @@ class Watch:
         with replaced(trainer.rule, step=watched_step), replaced(trainer.baseline, fit=watched_fit):
             if self.env is None:
                 return trainer.iterate()
-            with self.env.watching():
+            with self.env.watching(), ExitStack() as stack:
+                if self.unmasked is not None:
+                    stack.enter_context(self.unmasked.watching())
                 return trainer.iterate()
 
 
