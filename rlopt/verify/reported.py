@@ -29,8 +29,9 @@ def reported_update(audit: Audit) -> list[Row]:
     rows = [at_most("entropy before and after: error", error, 1e-9)]
     if "audit/predicted_kl" not in metrics:
         return [*rows, not_applicable("diagnostics=false: no audit trail")]
-    step, g = audit.taken_step, gradient_of_all(audit)
+    step, (g, first, second) = audit.taken_step, gradients(audit)
     gain, cosine = float(g.dot(step)), float(cosine_similarity(g, step, dim=0))
+    split = float(cosine_similarity(first, second, dim=0))
     scale = float(g.norm() * step.norm()) or 1.0
     kl = quadratic_kl(audit, step)
     return [
@@ -39,24 +40,42 @@ def reported_update(audit: Audit) -> list[Row]:
                 abs(metrics["audit/predicted_gain"] - gain) / scale, ITERATIVE),
         at_most("audit/step_gradient_cosine: error",
                 abs(metrics["audit/step_gradient_cosine"] - cosine), ITERATIVE),
+        at_most("audit/gradient_split_cosine: error",
+                abs(metrics["audit/gradient_split_cosine"] - split), ITERATIVE),
         at_most("audit/predicted_kl: error, relative",
                 abs(metrics["audit/predicted_kl"] / kl - 1) if kl > 0 else 0.0, 0.02),
     ]  # fmt: skip
 
 
-def gradient_of_all(audit: Audit) -> Tensor:
-    """E[A grad ln pi] of the whole batch, [P]."""
-    batch = audit.full_batch
+def gradients(audit: Audit) -> tuple[Tensor, Tensor, Tensor]:
+    """E[A grad ln pi] of the batch, of the first half of its units and of the second, each [P].
+
+    The first is the mean of the halves where units are rows, of which one may be left over.
+    """
+    batch, unit = audit.full_batch, units(audit)
     log_prob = audit.policy(batch.obs).log_prob(batch.action)
-    objective = batch.horizon * (batch.advantage * log_prob).mean()
-    return flatten(torch.autograd.grad(objective, audit.parameters))
+    x = batch.horizon * batch.advantage * log_prob
+    in_first = unit < (int(unit.max()) + 1) // 2
+    first, second = (
+        flatten(torch.autograd.grad(x[part].mean(), audit.parameters, retain_graph=True))
+        for part in (in_first, ~in_first)
+    )
+    weight = 0.5 if batch.starts is None else float(in_first.double().mean())
+    return weight * first + (1 - weight) * second, first, second
+
+
+def units(audit: Audit) -> Tensor:
+    """The number of each transition's unit [B]: its sequence, or itself."""
+    batch = audit.full_batch
+    if batch.starts is None:
+        return torch.arange(len(batch), device=batch.obs.device)
+    return batch.starts.cumsum(0) - 1
 
 
 def quadratic_kl(audit: Audit, step: Tensor) -> float:
     """1/2 E[(J step)^T M (J step)] on every n-th unit of the batch."""
     batch = audit.full_batch
-    unit = torch.arange(len(batch)) if batch.starts is None else batch.starts.cumsum(0) - 1
-    keep = unit.to(batch.obs.device) % max(1, len(batch) // CURVATURE_SAMPLES) == 0
+    keep = units(audit) % max(1, len(batch) // CURVATURE_SAMPLES) == 0
     obs = batch.obs[keep]
     ends = []
     with torch.no_grad():
