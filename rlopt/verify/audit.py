@@ -207,6 +207,8 @@ class Audit:
 
     def used_by_rule(self, default: Callable[..., Any]) -> Callable[..., Any]:
         """The function of that name in the module of the rule, else the package's."""
+        if not self.is_natural:
+            return default
         modules = [sys.modules[c.__module__] for c in type(self.rule).__mro__]
         found = [vars(m)[default.__name__] for m in modules if default.__name__ in vars(m)]
         return found[0] if found else default

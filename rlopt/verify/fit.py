@@ -17,6 +17,7 @@ from rlopt.distributions import sum_of
 from rlopt.least_squares import NetworkBaseline
 from rlopt.linalg import assign, flatten
 from rlopt.normalize import ImageNorm, RunningNorm
+from rlopt.policies import NetworkPolicy
 from rlopt.rows import Row, at_most, not_applicable
 from rlopt.verify.audit import ITERATIVE, ROUNDING, Audit, relative
 from rlopt.verify.watch import replaced
@@ -239,13 +240,28 @@ def optimizer_rows(
 def baseline_statistics(audit: Audit) -> list[Row]:
     """The baseline's normaliser after two fits, against NumPy on the inputs of both."""
     baseline = audit.baseline
-    if isinstance(baseline, TrunkBaseline):
-        return [not_applicable("its inputs are features that updates move")]
-    if not isinstance(baseline, LinearBaseline | NetworkBaseline):
+    if isinstance(baseline, TrunkBaseline) and isinstance(audit.policy, NetworkPolicy):
+        return trunk_rows(audit, baseline)
+    known = isinstance(baseline, LinearBaseline | NetworkBaseline)
+    if not known or isinstance(baseline, TrunkBaseline):
         return [not_applicable(OTHER_BASELINE)]
     fits = audit.watch.fits
     inputs = [inputs_of(baseline.sees_step, obs, step) for obs, step, _ in fits]
     return statistics_rows(baseline.normalizer, np.concatenate(inputs))
+
+
+def trunk_rows(audit: Audit, baseline: TrunkBaseline) -> list[Row]:
+    """A trunk's features are what the policy's last layer sees; each update moves them."""
+    assert isinstance(audit.policy, NetworkPolicy)
+    seen: list[Tensor] = []
+    obs = audit.batch.obs
+    last = list(audit.policy.network.children())[-1]
+    handle = last.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    with torch.no_grad():
+        audit.policy.dist_params(obs)
+        handle.remove()
+        error = (baseline.trunk(obs) - torch.cat(seen)).abs().max()
+    return [at_most("features - what the last layer sees", error, ROUNDING)]
 
 
 def statistics_rows(normalizer: nn.Module | None, x: NDArray) -> list[Row]:
