@@ -403,6 +403,9 @@ PLANTS = [
     # what is reported
     Plant("gain that includes the baseline", "trainer:Trainer._update",
           "(ratio - 1) * batch.advantage", "ratio * batch.advantage.abs()", "measured kl"),
+    Plant("episodes of all iterations counted", "trainer:Trainer.iterate",
+          '"rollout/episodes": len(returns)', '"rollout/episodes": len(self.recent_returns)',
+          "reported episodes"),
     # ten that were planted before any check was changed, of which four were found
     Plant("masks shifted by one action", "masks:mask_last",
           "np.concatenate([flat, mask], axis=1)",

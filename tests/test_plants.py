@@ -35,7 +35,7 @@ def marked(plant):
     return pytest.param(plant, id=plant.fault, marks=marks)
 
 
-@pytest.mark.parametrize("plant", map(marked, PLANTS))
+@pytest.mark.parametrize("plant", [*map(marked, PLANTS)])
 def test_a_plant_fails_its_row(plant, monkeypatch):
     assert plant.row in failed(rows_of(plant, monkeypatch, {plant.row}))
 

@@ -115,14 +115,15 @@ def features(baseline: LinearBaseline, obs: Tensor, step: Tensor) -> NDArray:
     inputs = inputs_of(baseline.sees_step, obs, step)
     norm = baseline.normalizer
     mean, var = (x.double().cpu().numpy() for x in (norm.mean, norm.var))
-    x = np.clip((inputs - mean) / scale_of(var), -10, 10)
+    x = np.clip((inputs - mean) / scale_of(mean, var), -10, 10)
     cube = [x[:, -1:] ** 3] if baseline.sees_step else []
     return np.concatenate([x, x**2, *cube, np.ones((len(x), 1))], axis=1)
 
 
-def scale_of(var: NDArray) -> NDArray:
-    """Standard deviations; 1 where a constant is standardised to 0."""
-    return np.where(var > 0, np.sqrt(var), 1.0)
+def scale_of(mean: NDArray, var: NDArray) -> NDArray:
+    """Standard deviations; 1 for constants, whose variance is 0 but for rounding."""
+    std = np.sqrt(var)
+    return np.where(std > 1e-12 * np.abs(mean), std, 1.0)
 
 
 def inputs_of(sees_step: bool, obs: Tensor, step: Tensor) -> NDArray:
@@ -278,7 +279,7 @@ def statistics_rows(normalizer: nn.Module | None, x: NDArray) -> list[Row]:
     few_rows = own[:100]
     output = norm(torch.as_tensor(few_rows, device=norm.mean.device)).cpu().numpy()
     varies = true_var > 1e-8 * size**2
-    z = ((few_rows - true_mean) / scale_of(true_var)).clip(-10, 10)
+    z = ((few_rows - true_mean) / scale_of(true_mean, true_var)).clip(-10, 10)
     far = norm(norm.mean + 100 * norm.var.sqrt()).cpu().numpy()
     return [
         at_most("|count - samples|", abs(float(count) - len(own)), 0.0),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
 from rlopt.config import to_dict
 from rlopt.logger import flat
@@ -78,7 +77,8 @@ def schedules(audit: Audit) -> list[Row]:
     ends = flat(to_dict(settings.schedule))
     if not ends:
         return [not_applicable("nothing is scheduled")]
-    due = {key: (float(OmegaConf.select(settings, key)), float(end)) for key, end in ends.items()}
+    starts = flat(to_dict(settings))
+    due = {key: (float(starts[key]), float(end)) for key, end in ends.items()}
     missing = len(due.keys() ^ trainer.schedules.keys())
     both = [key for key in due if key in trainer.schedules]
 

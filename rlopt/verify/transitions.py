@@ -41,7 +41,7 @@ def rollout_rows(audit: Audit) -> list[Row]:
     width = before.shape[-1]
     obs = rollout.obs.cpu().numpy()[..., :width].astype(float)
     is_transition, number = (np.stack([row[i] for row in replay[-T:]]) for i in (0, 1))
-    done = np.logical_or(terminated, truncated)
+    reward, done = reward.reshape(is_transition.shape), np.logical_or(terminated, truncated)
     sampler = audit.trainer.rollout
     quota = sampler.episodes if isinstance(sampler, EpisodeRollout) else None
     valid = is_transition & within_quota(done, quota)

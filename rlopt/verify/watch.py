@@ -112,7 +112,7 @@ class EnvLog:
         for (*_, reward, terminated, truncated), fresh in zip(self.steps, self.fresh, strict=True):
             if fresh or not result:
                 resets, count, total = np.zeros(N, bool), np.zeros(N, int), np.zeros(N)
-            number, total = count, np.where(resets, 0.0, total + np.asarray(reward, float))
+            number, total = count, np.where(resets, 0.0, total + np.reshape(reward, N))
             result.append((~resets, number, total))
             count = np.where(resets, 0, count + 1)
             resets = np.logical_or(terminated, truncated)
