@@ -241,25 +241,25 @@ def optimizer_rows(
 def baseline_statistics(audit: Audit) -> list[Row]:
     """The baseline's normaliser after two fits, against NumPy on the inputs of both."""
     baseline = audit.baseline
-    if isinstance(baseline, TrunkBaseline) and isinstance(audit.policy, NetworkPolicy):
-        return trunk_rows(audit, baseline)
-    known = isinstance(baseline, LinearBaseline | NetworkBaseline)
-    if not known or isinstance(baseline, TrunkBaseline):
+    if isinstance(baseline, TrunkBaseline):
+        if isinstance(audit.policy, NetworkPolicy):
+            return trunk_rows(audit, audit.policy, baseline)
+        return [not_applicable("a policy of another kind")]
+    if not isinstance(baseline, LinearBaseline | NetworkBaseline):
         return [not_applicable(OTHER_BASELINE)]
     fits = audit.watch.fits
     inputs = [inputs_of(baseline.sees_step, obs, step) for obs, step, _ in fits]
     return statistics_rows(baseline.normalizer, np.concatenate(inputs))
 
 
-def trunk_rows(audit: Audit, baseline: TrunkBaseline) -> list[Row]:
+def trunk_rows(audit: Audit, policy: NetworkPolicy, baseline: TrunkBaseline) -> list[Row]:
     """A trunk's features are what the policy's last layer sees; each update moves them."""
-    assert isinstance(audit.policy, NetworkPolicy)
     seen: list[Tensor] = []
     obs = audit.batch.obs
-    last = list(audit.policy.network.children())[-1]
+    last = list(policy.network.children())[-1]
     handle = last.register_forward_hook(lambda module, args, output: seen.append(args[0]))
     with torch.no_grad():
-        audit.policy.dist_params(obs)
+        policy.dist_params(obs)
         handle.remove()
         error = (baseline.trunk(obs) - torch.cat(seen)).abs().max()
     return [at_most("features - what the last layer sees", error, ROUNDING)]
