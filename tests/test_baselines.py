@@ -89,6 +89,22 @@ def test_linear_ridge_shrinks_towards_the_origin_of_standardized_targets():
     torch.testing.assert_close(large(obs, step), target.mean().expand(400), atol=1e-3, rtol=0)
 
 
+def test_linear_ridge_is_that_of_a_mean_over_samples(float64):
+    """(Phi^T Phi / B + ridge I) w = Phi^T y / B: twenty copies of the data change nothing."""
+    obs, step, target = data(40)
+    once, often = linear(ridge=0.5), linear(ridge=0.5)
+    once.fit(obs, step, target)
+    often.fit(*(x.repeat_interleave(20, 0) for x in (obs, step, target)))
+    torch.testing.assert_close(often.weight, once.weight)
+    x = torch.cat([obs, step[:, None]], dim=1)
+    x = (x - x.mean(0)) / x.std(0, unbiased=False)
+    phi = torch.cat([x, x**2, x[:, -1:] ** 3, torch.ones(40, 1)], dim=1)
+    y = target - target.mean()  # the scale of the targets goes through
+    expected = torch.linalg.solve(phi.T @ phi / 40 + 0.5 * torch.eye(10), phi.T @ y / 40)
+    expected[-1] += target.mean()
+    torch.testing.assert_close(once.weight, expected)
+
+
 @pytest.mark.parametrize("fit", FITS)
 def test_perceptron_fits_a_smooth_function(fit):
     obs, step, target = data()

@@ -124,6 +124,14 @@ def test_fisher_samples_are_drawn_once_and_the_gradient_is_that_of_all(name, sol
     torch.testing.assert_close(A @ (flat(policy) - flat(old)), eta * g, rtol=1e-5, atol=1e-8)
 
 
+def test_a_subsample_is_random():
+    """Each of 20 rows is in a subsample of 5 with probability 1/4; bound of 6.5 std, level 2e-9."""
+    batch = Batch(torch.arange(20.0)[:, None], torch.zeros(20), torch.zeros(20))
+    draws = torch.stack([batch.subsample(5).obs[:, 0] for _ in range(1000)]).long()
+    count = torch.bincount(draws.flatten(), minlength=20)
+    assert (count - 250).abs().max() < 6.5 * (1000 * 0.25 * 0.75) ** 0.5
+
+
 @pytest.mark.parametrize("prob", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("solver", ["cg", "dense"])
 def test_natural_gradient_of_two_arms_is_the_difference_of_their_rewards(prob, solver):

@@ -22,7 +22,7 @@ from rlopt.masks import MaskedBox
 from rlopt.recurrent import GRUPolicy
 from rlopt.rollout import EpisodeRollout, StepRollout
 from rlopt.types import Batch, RecurrentPolicy
-from rlopt.verify.audit import recorded_samples
+from rlopt.verify.watch import recorded_samples
 
 BOX = spaces.Box(-1, 1, (2,))
 ACTIONS = {"discrete": spaces.Discrete(3), "box": BOX}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plants import PLANTS
 from probes import compose_config
 from torch import nn
 from torch.distributions import Independent
@@ -18,15 +19,14 @@ from rlopt import advantages, build, fisher, linalg
 from rlopt.advantages import standardize
 from rlopt.algos.npg import NPG
 from rlopt.algos.trpo import TRPO
-from rlopt.build import make_trainer
 from rlopt.linalg import Solution
 from rlopt.line_search import LineSearch, backtrack
 from rlopt.policies import MLPPolicy
 from rlopt.trainer import Trainer
 from rlopt.types import Batch
-from rlopt.verify import CHECKS, verify
-from rlopt.verify.audit import replaced
+from rlopt.verify import CHECKS, name_of, verify
 from rlopt.verify.dense import brute_kl
+from rlopt.verify.watch import replaced
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "verify.py"
 ENVS = ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1"]
@@ -35,14 +35,14 @@ QUICK = ["rollout.num_steps=64", "env.num_envs=8"]
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def audited(*overrides, alter=None):
+def audited(*overrides, alter=None, checks=CHECKS):
     """The rows of `python scripts/verify.py <overrides>`; `alter` plants a fault in the trainer."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(compose_config(*overrides), Path(folder))
+        trainer = build.make_trainer(compose_config(*overrides), Path(folder))
         trainer.logger.close()
     if alter is not None:
         alter(trainer)
-    return verify(trainer)
+    return verify(trainer, checks)
 
 
 def failed(rows):
@@ -60,7 +60,7 @@ COMBINATIONS = [
 def test_everything_passes(algo, env):
     rows = audited(f"algo={algo}", f"env={env}")
     assert not failed(rows)
-    assert {name for name, _ in rows} == {check.__name__.replace("_", " ") for check in CHECKS}
+    assert {name for name, _ in rows} == set(map(name_of, CHECKS))
     assert sum(row.verdict == "PASS" for _, row in rows) >= 40
 
 
@@ -88,10 +88,16 @@ def test_other_settings_pass(overrides):
 
 
 class Plain:
-    """A rule with nothing that the package's rules have in common beyond the contract."""
+    """A rule with nothing that the package's rules have in common but names of settings.
+
+    They mean something else, or nothing.
+    """
 
     def __init__(self, policy, *, rate):
         self.policy, self.rate = policy, rate
+        self.optimizer = self.fisher = self.kl = "none"
+        self.penalty = self.clip_range = self.max_kl = self.damping = self.backtrack_ratio = 7.0
+        self.cg_iterations = self.fisher_samples = self.step_size = None
 
     def step(self, batch):
         parameters = list(self.policy.parameters())
@@ -425,7 +431,8 @@ def test_a_planted_fault_fails_its_row(fault, monkeypatch):
         overrides.append(f"{section}._target_={__name__}.{plant.__name__}")
     else:
         alter = plant(monkeypatch)
-    assert name in failed(audited(*overrides, alter=alter))
+    checks = [check for check in CHECKS if name_of(check) == name]
+    assert name in failed(audited(*overrides, alter=alter, checks=checks))
 
 
 @pytest.mark.parametrize("overrides", [NPG_CARTPOLE, TRPO_CARTPOLE, SEARCHING, PENDULUM])
@@ -444,6 +451,30 @@ def with_plain_rule(trainer):
     trainer.rule = Plain(trainer.policy, rate=0.01)
 
 
+class MeanReturn(nn.Module):
+    """A baseline of another kind: the mean of all targets so far."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("total", torch.zeros(2))
+
+    def forward(self, obs, step):
+        return (self.total[0] / self.total[1].clamp(min=1)).expand(step.shape)
+
+    def fit(self, obs, step, target):
+        self.total += torch.stack([target.sum(), torch.ones_like(target).sum()])
+        return {}
+
+
+def test_a_baseline_of_the_users_own():
+    def alter(trainer):
+        trainer.baseline = MeanReturn()
+
+    rows = audited("algo=ppo_clip", "env=CartPole-v1", *QUICK, alter=alter)
+    assert not failed(rows)
+    assert "baseline fit" in {name for name, row in rows if row.verdict == "n/a"}
+
+
 @pytest.mark.parametrize("algo", ["pg", "npg", "trpo", "ppo"])
 def test_a_policy_of_the_users_own(algo):
     target = f"policy._target_={__name__}.Gumbel"
@@ -451,8 +482,8 @@ def test_a_policy_of_the_users_own(algo):
 
 
 def test_every_check_has_a_fault_that_it_finds():
-    names = {check.__name__.replace("_", " ") for check in CHECKS}
-    assert {name for _, _, name in FAULTS.values()} == names
+    found = {name for _, _, name in FAULTS.values()} | {plant.row for plant in PLANTS}
+    assert set(map(name_of, CHECKS)) <= found
 
 
 # The oracle itself

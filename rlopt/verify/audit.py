@@ -8,6 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,10 +16,14 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
 from rlopt import fisher, linalg
+from rlopt.algos.npg import NPG
+from rlopt.algos.trpo import TRPO
 from rlopt.linalg import Operator, assign, flatten
 from rlopt.trainer import Trainer
-from rlopt.types import Batch, RecurrentPolicy
+from rlopt.types import Batch
 from rlopt.verify.dense import Dense, brute_kl, has_sum
+from rlopt.verify.draws import Samples, sample_away
+from rlopt.verify.watch import Watch, num_changed, recorded_samples, replaced, tensors_of
 
 MAX_CG = 400  # iterations in which conjugate gradient must have converged
 NUM_SAMPLES = 64  # of the batch that the dense oracles run on
@@ -40,38 +45,6 @@ def relative(x: Tensor, truth: Tensor) -> float:
     return float((x - truth).norm() / truth.norm())
 
 
-@contextmanager
-def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
-    """Attributes of an object changed for a while."""
-    before = {name: getattr(owner, name) for name in attributes}
-    own = set(vars(owner))
-    for name, value in attributes.items():
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if name in own:
-                setattr(owner, name, value)
-            else:  # a method of the class, hidden for a while
-                delattr(owner, name)
-
-
-def tensors_of(*modules: Any) -> dict[str, Tensor]:
-    """Copies of all tensors of the modules' states: parameters and buffers."""
-    return {
-        f"{i}.{name}": x.clone()
-        for i, module in enumerate(modules)
-        for name, x in module.state_dict().items()
-        if isinstance(x, Tensor)
-    }
-
-
-def num_changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> int:
-    """How many tensors are not bitwise the same."""
-    return sum(not torch.equal(before[name], after[name]) for name in before)
-
-
 class Audit:
     """A trainer after one watched iteration, its policy put back to where that iteration began.
 
@@ -83,8 +56,12 @@ class Audit:
         sampled_log_prob: [B], of each action when it was sampled, under the policy of that moment.
         update_log_prob: [B], of the batch's actions when the rule was called.
         full_batch: the rule's batch; `old` and `new` are pi_k and the updated policy on it.
-        metrics: what the iteration reported.
+        metrics: what the iteration reported; `taken_step` [P], what it added to the parameters.
         changed: how many tensors changed where none should: keys are what, by what.
+        fit_args, fit_target: what the baseline was fitted to, and what it should have been: the
+            advantages and values of the latest estimate, added.
+        baseline_state: the baseline's before that fit.
+        watch: what was written down of both iterations.
         batch: up to 64 transitions of it, on which everything else is measured.
         theta: [P], the actor's parameters pi_k.
         dense: the independent gradient and Fisher matrix at theta on `batch`.
@@ -97,10 +74,11 @@ class Audit:
         self.first_rule_state = copy.deepcopy(self.rule.state_dict())
         self.changed: dict[str, int] = {}
         trainer.env_steps, trainer.recent_returns = 0, deque(maxlen=100)
-        trainer.iterate()
+        self.watch = Watch(trainer)
+        self.watch.iterate()
         self._watch()
         self._shrink_batch()
-        if hasattr(self.rule, "fisher_samples"):  # what is measured from here on is on few anyway
+        if isinstance(self.rule, NPG | TRPO):  # what is measured from here on is on few anyway
             self.rule.fisher_samples = None
 
     def _watch(self) -> None:
@@ -128,6 +106,9 @@ class Audit:
 
         def fit(*args: Tensor) -> dict[str, float]:
             before = tensors_of(policy)
+            self.fit_args, self.baseline_state = args, copy.deepcopy(baseline.state_dict())
+            valid, target = self.estimate_args[4], self.advantage + self.estimate_args[1][:-1]
+            self.fit_target = target.T[valid.T]
             metrics = originals[1](*args)
             self.changed["policy by the baseline's fit"] = num_changed(before, tensors_of(policy))
             return metrics
@@ -138,7 +119,9 @@ class Audit:
                 self.rollout = originals[2](policy)
             self.changed["policy by sampling"] = num_changed(before, tensors_of(policy))
             rows = samples[-len(self.rollout.action) :]
-            self.sampled_log_prob = self.rollout.flatten(torch.stack(rows))
+            unknown = torch.full_like(self.rollout.reward, torch.nan)  # not by `dist.sample`
+            known = torch.stack(rows) if len(rows) == len(unknown) else unknown
+            self.sampled_log_prob = self.rollout.flatten(known)
             return self.rollout
 
         def advantage(*args: Tensor) -> Tensor:
@@ -151,10 +134,13 @@ class Audit:
             replaced(trainer.rollout, collect=collect),
             replaced(trainer, advantage=advantage),
         ):
-            self.metrics = trainer.iterate()
+            self.metrics = self.watch.iterate()
         moved = num_changed(self.before_statistics, tensors_of(policy))
         self.statistics_moved_after_update = moved
+        self.state_after = copy.deepcopy(policy.state_dict())
+        after = flatten(self.parameters).detach()
         self.restore()
+        self.taken_step = after - flatten(self.parameters).detach()
 
     def _parameter_names(self) -> set[str]:
         assert isinstance(self.policy, nn.Module)
@@ -163,6 +149,15 @@ class Audit:
     def restore(self) -> None:
         """The policy as it was when the watched update began."""
         self.policy.load_state_dict(self.state)
+
+    @contextmanager
+    def after_the_iteration(self) -> Iterator[None]:
+        """The policy as the watched iteration left it, for a while."""
+        self.policy.load_state_dict(self.state_after)
+        try:
+            yield
+        finally:
+            self.restore()
 
     def _shrink_batch(self) -> None:
         full = self.full_batch
@@ -182,27 +177,38 @@ class Audit:
 
     def setting(self, name: str) -> Any:
         """A setting of the rule, or a usual value where the rule has none of that name."""
-        return getattr(self.rule, name, DEFAULTS.get(name))
+        default = DEFAULTS.get(name)
+        return getattr(self.rule, name, default) if self.is_natural else default
+
+    @property
+    def is_natural(self) -> bool:
+        """Whether the rule is a natural gradient of the package's."""
+        return isinstance(self.rule, NPG | TRPO)
 
     @property
     def damping(self) -> float:
         """The rule's damping; a usual one where it has none, for F is singular on few samples."""
-        return self.setting("damping") or DEFAULTS["damping"]
+        own = self.rule.damping if isinstance(self.rule, NPG | TRPO) else 0.0
+        return own or DEFAULTS["damping"] * self.batch.horizon
 
     @property
     def solved(self) -> dict[str, Any]:
         """Settings with which the rule's linear system has one solution, and CG reaches it."""
         settings = {"damping": self.damping, "cg_iterations": MAX_CG, "cg_tolerance": 1e-10}
-        return {name: x for name, x in settings.items() if hasattr(self.rule, name)}
+        return settings if self.is_natural else {}
 
     @property
     def radius(self) -> float | None:
         """The KL that the rule's step is documented to have, None for rules without."""
-        fixed = getattr(self.rule, "step_size", None) is not None
-        return None if fixed else getattr(self.rule, "max_kl", None)
+        if not isinstance(self.rule, NPG | TRPO):
+            return None
+        fixed = isinstance(self.rule, NPG) and self.rule.step_size is not None
+        return None if fixed else self.rule.max_kl
 
     def used_by_rule(self, default: Callable[..., Any]) -> Callable[..., Any]:
         """The function of that name in the module of the rule, else the package's."""
+        if not self.is_natural:
+            return default
         modules = [sys.modules[c.__module__] for c in type(self.rule).__mro__]
         found = [vars(m)[default.__name__] for m in modules if default.__name__ in vars(m)]
         return found[0] if found else default
@@ -237,6 +243,37 @@ class Audit:
 
     # Other parameters
 
+    def mean(self, x: Tensor) -> Tensor:
+        """E[x] of a per-step quantity x [B] on `batch`."""
+        return self.batch.horizon * x.mean()
+
+    @cached_property
+    def away(self) -> Tensor:
+        """A random step [P] of a KL near 1/2: a policy that is not near to its start.
+
+        As long in every tensor: a log std of one entry moves as much as a matrix of thousands.
+        """
+        generator, length = torch.Generator().manual_seed(5), 1.0
+        parts = [torch.randn(p.shape, generator=generator).to(self.theta) for p in self.parameters]
+        v = flatten(part / part.norm() for part in parts)
+
+        def kl(length: float) -> float:
+            return float(kl_divergence(*self.at(length * v)).mean())
+
+        for _ in range(60):
+            if kl(length) > 0.7:
+                length /= 1.3
+            elif kl(length) < 0.3:
+                length *= 1.4
+            else:
+                break
+        return length * v
+
+    @cached_property
+    def samples(self) -> Samples:
+        """Actions of that policy."""
+        return sample_away(self)
+
     @torch.no_grad()
     def at(self, delta: Tensor) -> tuple[Distribution, Distribution]:
         """pi_k and the policy at theta + delta, on `batch`."""
@@ -250,47 +287,14 @@ class Audit:
         """E[KL(pi_k || pi at theta + delta)], by brute force where that is exact."""
         old, new = self.at(delta)
         kl = brute_kl(old, new) if has_sum(old) else kl_divergence(old, new)
-        return float(self.batch.expect(kl))
+        return float(self.mean(kl))
 
     def gain(self, delta: Tensor, advantage: Tensor | None = None) -> float:
         """The surrogate E[pi / pi_k A] at theta + delta, minus E[A]."""
         A = self.batch.advantage if advantage is None else advantage
-        return float(self.batch.expect(self.log_ratio(delta).expm1() * A))
+        return float(self.mean(self.log_ratio(delta).expm1() * A))
 
     def log_ratio(self, delta: Tensor) -> Tensor:
         """Ln pi / pi_k of the actions [B] at theta + delta."""
         old, new = self.at(delta)
         return new.log_prob(self.batch.action) - old.log_prob(self.batch.action)
-
-
-@contextmanager
-def recorded_samples(policy: Any) -> Iterator[list[Tensor]]:
-    """The log-probability [N] of every sample that is drawn from the policy's distributions."""
-    samples: list[Tensor] = []
-
-    def watch(dist: Distribution) -> None:
-        draw = dist.sample
-
-        def sample(*args: Any) -> Tensor:
-            action = draw(*args)
-            samples.append(dist.log_prob(action))
-            return action
-
-        vars(dist)["sample"] = sample  # hides the method for this draw
-
-    if not isinstance(policy, RecurrentPolicy):
-        handle = policy.register_forward_hook(lambda module, args, dist: watch(dist))
-        try:
-            yield samples
-        finally:
-            handle.remove()
-        return
-    advance = policy.advance
-
-    def advance_and_watch(*args: Tensor) -> tuple[Distribution, Tensor]:
-        dist, state = advance(*args)
-        watch(dist)
-        return dist, state
-
-    with replaced(policy, advance=advance_and_watch):
-        yield samples

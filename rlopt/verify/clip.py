@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlopt.algos.ppo_clip import PPOClip
 from rlopt.linalg import assign
 from rlopt.rows import Row, at_most, not_applicable
-from rlopt.verify.audit import ITERATIVE, ROUNDING, WIDTHS, Audit, relative, replaced
+from rlopt.verify.audit import ITERATIVE, ROUNDING, WIDTHS, Audit, relative
 from rlopt.verify.rule import plain
+from rlopt.verify.watch import replaced
 
 SMALL = 1e-3  # length of a step whose KL is quadratic
 
@@ -22,11 +24,12 @@ def clipped_ratio(audit: Audit) -> list[Row]:
     ratio's move it is 0 beyond the range, with the opposite ones that of E[r A]. So a long update
     stays nearer to pi_k than without a range. Source: Schulman et al. 2017, equation 7.
     """
-    rule: Any = audit.rule
-    if not hasattr(rule, "clip_range"):
+    rule = audit.rule
+    if not isinstance(rule, PPOClip):
         return [not_applicable("the rule clips no ratio")]
     v, eps, A = audit.dense.directions(1)[0], rule.clip_range, audit.batch.advantage
-    spread = (2 * audit.kl(SMALL * v)) ** 0.5 / SMALL  # of ln r, by a unit of length
+    kl = audit.kl(SMALL * v) / audit.batch.horizon
+    spread = (2 * kl) ** 0.5 / SMALL  # of ln r, by a unit of length
     delta = 2 * eps / spread * v
     log_ratio = audit.log_ratio(delta)
     beyond = (log_ratio.exp() - 1).abs() > eps
@@ -51,7 +54,7 @@ def difference(audit: Audit, delta: Tensor, eps: float) -> float:
     def objective(d: Tensor) -> Tensor:
         r = audit.log_ratio(d).exp()
         clipped = torch.where(A > 0, r.clamp(max=1 + eps), r.clamp(min=1 - eps))
-        return audit.batch.expect(clipped * A)
+        return audit.mean(clipped * A)
 
     slope = V @ gradient_away(audit, delta, A, eps)
     changes = (

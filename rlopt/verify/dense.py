@@ -54,12 +54,7 @@ class Dense:
         """M, [B, k, k]: the Hessian of KL(old || new) at old, or the score's outer product."""
         if self.kind == "empirical":
             return self.score[:, :, None] * self.score[:, None, :]
-        fixed = self.policy.dist_params(self.batch.obs).detach()
-        leaf = fixed.clone().requires_grad_()
-        kl = kl_divergence(self.policy.dist(fixed), self.policy.dist(leaf)).sum()
-        (slope,) = torch.autograd.grad(kl, leaf, create_graph=True)
-        columns = [torch.autograd.grad(c.sum(), leaf, retain_graph=True)[0] for c in slope.T]
-        return torch.stack(columns, dim=1)
+        return kl_hessian(self.policy, self.policy.dist_params(self.batch.obs))
 
     @cached_property
     def gradient(self) -> Tensor:
@@ -95,6 +90,29 @@ class Dense:
         for i in range(0, count, 2):
             V[i] = self.fisher(V[i])
         return V / V.norm(dim=1, keepdim=True)
+
+
+def kl_hessian(policy: Policy, params: Tensor) -> Tensor:
+    """The Hessian of KL(old || new) in new, at old, for parameters [B, k]: [B, k, k]."""
+    leaf, slope = kl_slope(policy, params)
+    columns = [torch.autograd.grad(c.sum(), leaf, retain_graph=True)[0] for c in slope.T]
+    return torch.stack(columns, dim=1)
+
+
+def kl_hessian_diagonal(policy: Policy, params: Tensor) -> Tensor:
+    """Its diagonal, [B, k]."""
+    leaf, slope = kl_slope(policy, params)
+    columns = (torch.autograd.grad(c.sum(), leaf, retain_graph=True)[0] for c in slope.T)
+    return torch.stack([column[:, i] for i, column in enumerate(columns)], dim=1)
+
+
+def kl_slope(policy: Policy, params: Tensor) -> tuple[Tensor, Tensor]:
+    """A copy of parameters [B, k] and the gradient of KL(params || copy) in it, with a graph."""
+    fixed = params.detach()
+    leaf = fixed.clone().requires_grad_()
+    kl = kl_divergence(policy.dist(fixed), policy.dist(leaf)).sum()
+    (slope,) = torch.autograd.grad(kl, leaf, create_graph=True)
+    return leaf, slope
 
 
 def is_categorical(dist: Distribution) -> TypeGuard[Categorical | torch.distributions.Categorical]:

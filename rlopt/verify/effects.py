@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from rlopt.normalize import RunningNorm
-from rlopt.rows import Row, at_most, not_applicable
-from rlopt.verify.audit import ITERATIVE, Audit, num_changed, replaced, tensors_of
+from rlopt.rows import Row, at_most
+from rlopt.verify.audit import ITERATIVE, Audit
 from rlopt.verify.dense import brute_kl, has_sum
 
 
@@ -102,32 +102,3 @@ def statistics(audit: Audit) -> list[Row]:
         moved = audit.statistics_moved_after_update
         rows.append(Row("statistics that move after the update", moved, 1, math.inf))
     return rows
-
-
-def evaluation(audit: Audit) -> list[Row]:
-    """Evaluation changes no tensor, no random state, and steps no training environment."""
-    trainer, calls = audit.trainer, []
-    recorder = getattr(trainer.rollout, "recorder", None)
-    if recorder is None:
-        return [not_applicable("the training environments are not in rollout.recorder.env")]
-    env = recorder.env
-    originals = env.step, env.reset
-
-    def step(*args: object) -> object:
-        calls.append("step")
-        return originals[0](*args)
-
-    def reset(**options: object) -> object:
-        calls.append("reset")
-        return originals[1](**options)
-
-    before, random_state = tensors_of(audit.policy, audit.baseline), torch.get_rng_state()
-    with replaced(env, step=step, reset=reset):
-        trainer.evaluate(2)
-    differ = (torch.get_rng_state() != random_state).sum()
-    changed = num_changed(before, tensors_of(audit.policy, audit.baseline))
-    return [
-        at_most("tensors that it changes", changed, 0.0),
-        at_most("bytes of torch's random state changed", differ, 0.0),
-        at_most("calls of the training environments", len(calls), 0.0),
-    ]

@@ -9,35 +9,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlopt.algos.npg import NPG
+from rlopt.algos.pg import PG
+from rlopt.algos.ppo import PPO
+from rlopt.algos.ppo_clip import PPOClip
+from rlopt.algos.trpo import TRPO
 from rlopt.rows import Row, at_most, not_applicable
 from rlopt.types import Batch
-from rlopt.verify.audit import ITERATIVE, ROUNDING, WIDTHS, Audit, relative, replaced
+from rlopt.verify.audit import ITERATIVE, ROUNDING, WIDTHS, Audit, relative
+from rlopt.verify.watch import replaced
+
+FIRST_ORDER = (PG, PPO, PPOClip)  # rules that leave their gradient to an optimiser
+
+
+def sampled_penalty(audit: Audit) -> bool:
+    """Whether the rule's penalty is the sampled KL, whose gradient is not 0 at the old policy."""
+    return isinstance(audit.rule, PPO) and audit.rule.kl == "sampled"
 
 
 def gradient_of_the_rule(audit: Audit) -> list[Row]:
     """The gradient that the rule follows against central differences of E[pi / pi_k A].
 
-    A rule with an optimiser leaves it in `.grad`, taken here at learning rate 0; a natural gradient
+    A rule of first order leaves it in `.grad`, taken here at learning rate 0; a natural gradient
     turns into it as the damping outgrows F, up to its length.
     """
-    g, name = None, "|g.v - finite difference|, relative"
-    if hasattr(audit.rule, "optimizer"):
-        if getattr(audit.rule, "kl", None) == "sampled":
+    name, descends = "|g.v - finite difference|, relative", isinstance(audit.rule, FIRST_ORDER)
+    if descends:
+        if sampled_penalty(audit):
             return [not_applicable("the sampled KL has a gradient of its own")]
         g = gradient_left_by_optimizer(audit, audit.batch)
-    elif hasattr(audit.rule, "damping"):
-        longer: dict[str, Any] = {} if audit.setting("step_size") is None else {"step_size": 1e8}
-        step, _ = audit.step(damping=1e9, **longer)
-        g, name = step, "the same, both normalised"
-    if g is None:
-        return [not_applicable("the rule has neither optimizer nor damping")]
+    elif isinstance(audit.rule, NPG | TRPO):
+        longer: dict[str, Any] = {} if audit.radius else {"step_size": 1e8}
+        g, _ = audit.step(damping=1e9, **longer)
+        name = "the same, both normalised"
+    else:
+        return [not_applicable("a rule of another kind")]
     V = audit.dense.directions(8)
     slope = V @ g
     errors = []
     for e in WIDTHS:
         changes = [audit.gain(e * v) - audit.gain(-e * v) for v in V]
         difference = slope.new_tensor(changes) / (2 * e)
-        if not hasattr(audit.rule, "optimizer"):
+        if not descends:
             slope, difference = slope / slope.norm(), difference / difference.norm()
         errors.append(relative(slope, difference))
     return [at_most(name, min(errors), ITERATIVE)]
@@ -49,7 +62,8 @@ def gradient_left_by_optimizer(audit: Audit, batch: Batch) -> Tensor:
     def step_without_moving(*args: object) -> None:
         pass
 
-    with replaced(audit.rule.optimizer, step=step_without_moving):  # type: ignore[attr-defined]
+    assert isinstance(audit.rule, FIRST_ORDER)
+    with replaced(audit.rule.optimizer, step=step_without_moving):
         audit.step(batch, **plain(audit, minibatch_size=len(batch)))
     return -torch.cat([p.grad.reshape(-1) for p in audit.parameters])
 
@@ -63,7 +77,7 @@ def plain(audit: Audit, **settings: Any) -> dict[str, Any]:
 
 def natural_direction(audit: Audit) -> list[Row]:
     """The rule's step is along (F + damping I)^-1 g, solved densely from independent F and g."""
-    if not hasattr(audit.rule, "damping"):
+    if not isinstance(audit.rule, NPG | TRPO):
         return [not_applicable("the rule is no natural gradient")]
     step, _ = audit.step(**audit.solved)
     truth = audit.dense.solve(audit.dense.gradient, audit.damping)
@@ -100,9 +114,11 @@ def zero_advantages(audit: Audit) -> list[Row]:
     of it into steps.
     """
     batch = audit.with_advantage(torch.zeros_like(audit.batch.advantage))
-    if not hasattr(audit.rule, "optimizer"):
+    if isinstance(audit.rule, NPG | TRPO):
         return [at_most("largest change of a parameter", audit.step(batch)[0].abs().max(), 0.0)]
-    if getattr(audit.rule, "kl", None) == "sampled":
+    if not isinstance(audit.rule, FIRST_ORDER):
+        return [not_applicable("a rule of another kind")]
+    if sampled_penalty(audit):
         return [not_applicable("the sampled KL has a gradient of its own")]
     g = gradient_left_by_optimizer(audit, batch)
     return [at_most("largest entry of the gradient", g.abs().max(), ROUNDING)]
@@ -175,11 +191,11 @@ def line_search(audit: Audit) -> list[Row]:
     On radii up to 5 nats, where full steps break the limit. A step without a success leaves the
     parameters bitwise. Source: Schulman et al. 2015, appendix C.
     """
-    ratio = getattr(audit.rule, "backtrack_ratio", None)
-    if ratio is None:
+    if not isinstance(audit.rule, TRPO):
         return [not_applicable("the rule has no line search")]
-    if audit.setting("kl") == "sampled":
+    if audit.rule.kl == "sampled":
         return [not_applicable("the sampled KL may be anything")]
+    ratio = audit.rule.backtrack_ratio
     cuts, outside, too_short, worst, restored = 0, 0, 0, 0.0, 0.0
 
     def acceptable(max_kl: float, advantage: Tensor, step: Tensor, slack: float) -> bool:
@@ -210,9 +226,9 @@ def line_search(audit: Audit) -> list[Row]:
 
 def penalty(audit: Audit) -> list[Row]:
     """A large penalty on the KL makes the step's KL smaller than none."""
-    if not hasattr(audit.rule, "penalty"):
-        return [not_applicable("the rule has no penalty")]
-    if audit.setting("kl") == "sampled":
+    if not isinstance(audit.rule, PPO):
+        return [not_applicable("the rule has no penalty on the KL")]
+    if audit.rule.kl == "sampled":
         return [not_applicable("the sampled KL may be anything")]
     state = audit.first_rule_state
     kls = []
