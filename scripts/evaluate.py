@@ -7,6 +7,7 @@ env.id= change it for this evaluation. Everything else of the run stays.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +22,11 @@ from omegaconf.errors import OmegaConfBaseException
 import cli
 from resuming import key_of
 from rlopt import atari, check
-from rlopt.build import env_settings, make_env
+from rlopt.build import env_settings, evaluation_limit, make_env
 from rlopt.config import Config, ConfigError, nearest, one_line, to_dict
 from rlopt.evaluate import evaluate, record_video, refuse_undrawable
 from rlopt.logger import digits
+from rlopt.seeding import seed_process
 from rlopt.targets import make_wrapper
 from rlopt.trained import load_policy, read_run
 
@@ -45,21 +47,28 @@ def main(cfg: DictConfig) -> None:
             refuse_video(run_cfg)
         env = make_env(run_cfg, evaluation=True)
         policy = fitting_policy(run_cfg, env, state, cfg.checkpoint, changes)
-        options: dict[str, Any] = {"seed": cfg.seed, "deterministic": cfg.deterministic}
-        result = evaluate(policy, env, episodes=cfg.episodes, device=run_cfg.device, **options)
+        options: dict[str, Any] = {
+            "seed": cfg.seed,
+            "deterministic": cfg.deterministic,
+            "device": run_cfg.device,
+            "max_episode_steps": evaluation_limit(run_cfg),
+            "on_nonfinite": run_cfg.on_nonfinite,
+        }
+        result = evaluate(policy, env, episodes=cfg.episodes, **options)
         kind = "deterministic" if cfg.deterministic else "sampled"
         print(
             f"{run_cfg.env.id}, {cfg.checkpoint}.pt at {state['env_steps']} steps, "
             f"{cfg.episodes} {kind} episodes"
         )
-        for line in [*changes, *without_effect(cfg)]:
+        for line in [*changes, *without_effect(cfg), *result.remarks]:
             print(line)
         figures = {"mean": result.mean, "std": result.std}
-        figures |= {"min": min(result.returns), "max": max(result.returns)}
+        figures |= {"min": min(result.returns, default=math.nan)}
+        figures |= {"max": max(result.returns, default=math.nan)}
         print("return " + "  ".join(f"{name} {digits(x)}" for name, x in figures.items()))
         folder = Path(cfg.run) / "videos"
         if cfg.video:
-            options |= {"episodes": cfg.video_episodes, "device": run_cfg.device}
+            options |= {"episodes": cfg.video_episodes}
             try:
                 record_video(policy, env_settings(run_cfg, True), folder, **options)
             except ValueError as error:
@@ -73,13 +82,18 @@ def load_run(cfg: DictConfig) -> tuple[DictConfig, dict[str, Any], list[str]]:
         check.whole(episodes=cfg.episodes, num_envs=cfg.num_envs, video_episodes=cfg.video_episodes)
         check.whole(0, seed=cfg.seed)
         check.flag(deterministic=cfg.deterministic, video=cfg.video)
+        if cfg.max_episode_steps is not None:
+            check.whole(max_episode_steps=cfg.max_episode_steps)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     run_cfg, state = read_run(Path(cfg.run), cfg.checkpoint)
     changes = change_env(run_cfg, cfg.env)
     run_cfg.env.num_envs, run_cfg.env.backend = min(cfg.num_envs, cfg.episodes), cfg.backend
     run_cfg.device = cfg.device
+    if cfg.max_episode_steps is not None:
+        run_cfg.eval.max_episode_steps = cfg.max_episode_steps
     torch.set_num_threads(run_cfg.num_threads)
+    seed_process(cfg.seed)
     return run_cfg, state, changes
 
 
