@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from rlopt import atari
+from rlopt import atari, backends
 from rlopt.config import (
     ConfigError,
     is_number,
@@ -23,7 +23,7 @@ from rlopt.config import (
     validate,
 )
 from rlopt.distributed import gather_list, rank, share, world_size
-from rlopt.envs import derive_seed, fastest_backend, make_vector_env
+from rlopt.envs import derive_seed, fastest_backend, find_spec, make_vector_env
 from rlopt.evaluate import Evaluation, as_gif, evaluate, record_video, refuse_undrawable
 from rlopt.linalg import chunk_that_fits
 from rlopt.logger import Logger, NoLogger, flat
@@ -53,7 +53,11 @@ def make_trainer(cfg: DictConfig, folder: Path, state: dict[str, Any] | None = N
     if cfg.env.backend == "auto":  # recorded in the saved config
         with naming("env", cfg.env):
             cfg.env.backend = fastest_backend(
-                cfg.env.id, cfg.env.kwargs, cfg.env.action_mask, cfg.env.wrappers
+                cfg.env.id,
+                to_dict(cfg.env.kwargs),
+                cfg.env.action_mask,
+                cfg.env.wrappers,
+                cfg.env.max_episode_steps,
             )
     env, eval_env = make_env(cfg), make_env(cfg, evaluation=True)
     policy = make_policy(cfg, env)
@@ -231,6 +235,12 @@ def load_state(trainer: Trainer, state: dict[str, Any]) -> None:
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise ConfigError(f"resume: the checkpoint does not fit the config ({reason})") from error
+
+
+def remarks_on_backend(cfg: DictConfig) -> list[str]:
+    """A line on the implementation that trains, where it might not be Gymnasium's."""
+    remark = backends.remark(find_spec(cfg.env.id), cfg.env.backend)
+    return [] if remark is None else [remark]
 
 
 def remarks_on_images(policy: Any) -> list[str]:

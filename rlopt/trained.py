@@ -151,8 +151,8 @@ def load(run: Path, checkpoint_name: str, device: str) -> TrainedPolicy:
     """What `rlopt.load` promises."""
     cfg, state = read_run(run, checkpoint_name)
     cfg.device, cfg.env.num_envs = device, 1
-    if cfg.env.backend == "async":
-        cfg.env.backend = "sync"  # the same spaces without a process
+    if cfg.env.backend in ("async", "envpool") and _gymnasium_makes(cfg):
+        cfg.env.backend = "sync"  # without a process; the spaces are those of `make_env`
     env = make_env(cfg)
     module = load_policy(cfg, env, state, checkpoint_name)
     spaces_ = env.unwrapped.single_observation_space, env.unwrapped.single_action_space
@@ -163,6 +163,17 @@ def load(run: Path, checkpoint_name: str, device: str) -> TrainedPolicy:
     make_own = partial(make_single_env, cfg.env.id, **own)
     about = cfg.env.id, state["env_steps"], device, num_masked
     return TrainedPolicy(module, *spaces_, *about, make_own)
+
+
+def _gymnasium_makes(cfg: Any) -> bool:
+    """Whether Gymnasium has the environment too; some are EnvPool's alone."""
+    settings = env_settings(cfg, evaluation=True)
+    own = {key: settings[key] for key in ("max_episode_steps", "kwargs", "wrappers")}
+    try:
+        make_single_env(cfg.env.id, **own).close()
+    except Exception:  # whatever its constructor raises
+        return False
+    return True
 
 
 def read_run(run: Path, checkpoint_name: str) -> tuple[Any, dict[str, Any]]:

@@ -33,7 +33,7 @@ import rlopt
 import sweep
 import tuned
 from rlopt import checkpoint, distributed
-from rlopt.build import make_trainer, remarks_on_images
+from rlopt.build import make_trainer, remarks_on_backend, remarks_on_images
 from rlopt.config import Config, ConfigError, one_line, remarks
 from rlopt.evaluate import Evaluation
 from rlopt.folder import claimed, is_empty
@@ -87,7 +87,8 @@ def make_and_run(cfg: DictConfig, overrides: list[str], folder: Path) -> float:
     log.info("%s on %s, seed %d, tuned settings: %s", algo, where, cfg.seed, tuned_file or "none")
     log.info("writing %s", folder)
     keys = [resuming.key_of(o).removeprefix("schedule.") for o in overrides]
-    for remark in [*remarks(cfg, keys), *remarks_on_images(trainer.policy)]:
+    about_parts = [*remarks_on_backend(cfg), *remarks_on_images(trainer.policy)]
+    for remark in [*remarks(cfg, keys), *about_parts]:
         log.info("note: %s", remark)
     why_inexact = trainer.rollout.why_inexact()
     if why_inexact:
