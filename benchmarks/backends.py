@@ -1,6 +1,6 @@
 """Compare other implementations of environments with Gymnasium's; write docs/backends.*.
 
-    python benchmarks/backends.py                         every id, most of an hour of one core
+    python benchmarks/backends.py                         every id: 26 minutes, and BipedalWalker
     python benchmarks/backends.py --id Acrobot-v1         one id
     python benchmarks/backends.py --render                list and page, from docs/backends.json
 
