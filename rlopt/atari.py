@@ -20,6 +20,7 @@ from gymnasium.wrappers import AtariPreprocessing, ClipReward, FrameStackObserva
 
 NAMESPACE = "ALE/"
 ENTRY_POINT = "ale_py.env:AtariEnv"
+VECTOR_ENTRY_POINT = "ale_py.vector_env:AtariVectorEnv"
 OF_THE_GAME = (  # the rest are settings of the preprocessing
     "repeat_action_probability",
     "full_action_space",

@@ -17,7 +17,7 @@ from gymnasium.vector import VectorEnv
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from rlopt import atari
+from rlopt import atari, backends
 from rlopt.baselines import CNNBaseline
 from rlopt.config import (
     ConfigError,
@@ -79,7 +79,11 @@ def make_trainer(
     if cfg.env.backend == "auto":  # recorded in the saved config
         with naming("env", cfg.env):
             cfg.env.backend = fastest_backend(
-                cfg.env.id, cfg.env.kwargs, cfg.env.action_mask, cfg.env.wrappers
+                cfg.env.id,
+                to_dict(cfg.env.kwargs),
+                cfg.env.action_mask,
+                cfg.env.wrappers,
+                cfg.env.max_episode_steps,
             )
     with seeded(sampling_seed):  # constructors may draw: other numbers in every process
         env, eval_env = make_env(cfg), make_env(cfg, evaluation=True)
@@ -299,6 +303,12 @@ def load_state(trainer: Trainer, state: dict[str, Any]) -> None:
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise ConfigError(f"resume: the checkpoint does not fit the config ({reason})") from error
+
+
+def remarks_on_backend(cfg: DictConfig) -> list[str]:
+    """A line on the implementation that trains, where it might not be Gymnasium's."""
+    remark = backends.remark(find_spec(cfg.env.id), cfg.env.backend)
+    return [] if remark is None else [remark]
 
 
 def remarks_on_images(policy: Any, baseline: Any) -> list[str]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-import importlib.util
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -18,22 +16,16 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers.vector import FlattenObservation
 
-from rlopt import atari, check
+from rlopt import atari, backends, check, envpool_env
 from rlopt.action_spaces import leaves
+from rlopt.backends import BACKENDS
 from rlopt.contract import Contract, process_options
 from rlopt.masks import ActionMask, mask_column
 from rlopt.observations import FlatBox
 
-BACKENDS = ["auto", "vector_entry_point", "envpool", "sync", "async"]
 Wrapper = Callable[[gym.Env], gym.Env]
-# Ids whose dynamics in EnvPool are not Gymnasium's: its pendulum moves on with the speed before
-# clipping.
-ENVPOOL_DIFFERS = {"Pendulum-v1"}
-# EnvPool casts the bounds of its own boxes.
-warnings.filterwarnings("ignore", message=".*precision lowered by casting")
 
 
 class WrapperError(ValueError):
@@ -100,7 +92,7 @@ def make_vector_env(
         options["max_episode_steps"] = max_episode_steps
     spec = find_spec(env_id)
     if backend == "auto":
-        backend = fastest_backend(env_id, kwargs, action_mask, wrappers)
+        backend = fastest_backend(env_id, kwargs, action_mask, wrappers, max_episode_steps)
     env = _make(spec, num_envs, backend, options, wrappers, action_mask)
     if env.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
         raise ValueError(
@@ -171,38 +163,11 @@ def fastest_backend(
     kwargs: Mapping[str, Any],
     action_mask: bool = False,
     wrappers: Sequence[Any] = (),
+    max_episode_steps: int | None = None,
 ) -> str:
-    """The environment's own vector version, else EnvPool if its spaces agree, else sync.
-
-    EnvPool takes no `kwargs` of Gymnasium's, and has no masks in its info; wrappers are for sync.
-    """
+    """The backend of `env.backend=auto`: the fastest that is the named environment."""
     spec = find_spec(env_id)
-    if wrappers:
-        return "sync"
-    if spec.vector_entry_point is not None:
-        return "vector_entry_point"
-    return "envpool" if not kwargs and not action_mask and _envpool_agrees(spec) else "sync"
-
-
-def _envpool_agrees(spec: gym.envs.registration.EnvSpec) -> bool:
-    """Whether EnvPool is installed and has this id with spaces of the same kind and shape."""
-    if importlib.util.find_spec("envpool") is None:
-        return False
-    import envpool
-
-    if spec.id in ENVPOOL_DIFFERS or spec.id not in envpool.list_all_envs():
-        return False
-    try:
-        ours = gym.make(spec)
-    except (gym.error.Error, ImportError):
-        return True  # Gymnasium's version lacks a package, EnvPool brings its own
-    theirs = envpool.make_spec(spec.id)
-    pairs = [
-        (ours.observation_space, theirs.gymnasium_observation_space),
-        (ours.action_space, theirs.gymnasium_action_space),
-    ]
-    ours.close()
-    return all(type(a) is type(b) and a.shape == b.shape and a.shape is not None for a, b in pairs)
+    return backends.choose(spec, kwargs, max_episode_steps, action_mask, wrappers)
 
 
 def _make(
@@ -216,7 +181,8 @@ def _make(
     if wrappers and backend in ("envpool", "vector_entry_point"):
         raise ValueError(f"backend {backend} can't have wrappers, use env.backend=sync")
     if backend == "envpool":
-        return _make_envpool(spec.id, num_envs, options)
+        backends.require_registered(spec)
+        return envpool_env.make(spec, num_envs, options)
     if backend == "vector_entry_point" and spec.vector_entry_point is None:
         raise ValueError(f"backend vector_entry_point: {spec.id} has none, use env.backend=auto")
     vector_kwargs: dict[str, Any] = {}
@@ -226,6 +192,8 @@ def _make(
         vector_kwargs = process_options(backend, num_envs)
     elif atari.is_atari(spec.id):
         options = atari.vector_options(options)
+    else:
+        backends.require_limit(spec, options)
     try:
         return gym.make_vec(
             spec,
@@ -238,59 +206,14 @@ def _make(
     except WrapperError:
         raise
     except (gym.error.DependencyNotInstalled, ImportError) as error:
-        raise ValueError(f"env={spec.id} needs a package that is not installed: {error}") from error
+        by_hand = backends.hint(spec)
+        what = f"needs a package that is not installed: {error}{by_hand}"
+        raise ValueError(f"env={spec.id} {what}") from error
     except TypeError as error:
         raise ValueError(f"kwargs {options} does not suit {spec.id}: {error}") from error
     except Exception as error:  # whatever its constructor raises
         what = f"{type(error).__name__}: {error}"
         raise ValueError(f"env={spec.id} with {options} can't be made: {what}") from error
-
-
-def _make_envpool(env_id: str, num_envs: int, options: dict[str, Any]) -> VectorEnv:
-    if importlib.util.find_spec("envpool") is None:
-        raise ValueError("backend envpool needs a package: pip install -e '.[envpool]'")
-    import envpool
-
-    if env_id not in envpool.list_all_envs():
-        raise ValueError(f"backend envpool: EnvPool has no {env_id}, use env.backend=auto")
-    try:
-        return EnvPoolVectorEnv(env_id, num_envs, options)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"kwargs {options} does not suit EnvPool's {env_id}: {error}") from error
-
-
-class EnvPoolVectorEnv(VectorEnv):
-    """EnvPool behind Gymnasium's interface; only a new pool takes a seed, so `reset` makes one."""
-
-    def __init__(self, env_id: str, num_envs: int, options: dict[str, Any]) -> None:
-        import envpool
-
-        self._make = functools.partial(envpool.make_gymnasium, env_id, num_envs=num_envs, **options)
-        self._pool = self._make()
-        self.spec = gym.envs.registration.EnvSpec(env_id)
-        self.num_envs = num_envs
-        self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
-        self.single_observation_space = self._pool.single_observation_space
-        self.single_action_space = self._pool.single_action_space
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Start a fresh episode in every environment."""
-        if seed is not None:
-            self._pool.close()
-            self._pool = self._make(seed=seed)
-        return self._pool.reset()
-
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step every environment."""
-        return self._pool.step(actions)
-
-    def close_extras(self, **kwargs: Any) -> None:
-        """Stop EnvPool's threads."""
-        self._pool.close()
 
 
 def _check_spaces(env_id: str, env: VectorEnv) -> None:

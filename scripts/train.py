@@ -35,7 +35,7 @@ import sources
 import sweep
 import tuned
 from rlopt import checkpoint, distributed
-from rlopt.build import make_trainer, remarks_on_images
+from rlopt.build import make_trainer, remarks_on_backend, remarks_on_images
 from rlopt.config import Config, ConfigError, one_line, refuse_unknown, remarks, schema_keys
 from rlopt.evaluate import Evaluation
 from rlopt.folder import claimed, is_empty
@@ -105,6 +105,7 @@ def make_and_run(cfg: DictConfig, overrides: list[str], folder: Path) -> float:
     keys = [resuming.key_of(o).removeprefix("schedule.") for o in overrides]
     notes = [
         *remarks(cfg, keys),
+        *remarks_on_backend(cfg),
         *remarks_on_images(trainer.policy, trainer.baseline),
         *tuned.remarks(cfg.env.id),
     ]
