@@ -49,9 +49,9 @@ class RunningNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Numbers of any type [*, size] -> [*, size] in torch's default float type."""
         shift, scale = self.shift, self.scale
-        if x.dtype == torch.float64:
-            return ((x - shift).to(scale.dtype) / scale).clamp(-10, 10)
-        return ((x - shift.to(scale.dtype)) / scale).clamp(-10, 10)
+        if x.dtype != torch.float64:
+            shift = shift.to(scale.dtype)
+        return ((x - shift).to(scale.dtype) / scale).clamp(-10, 10)
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from rlopt.evaluate import Evaluation
 from rlopt.rows import Row, at_most, not_applicable
+from rlopt.seeding import random_state
 from rlopt.verify.audit import Audit
 from rlopt.verify.transitions import UNKNOWN_SAMPLER, returns_of, within_quota, wrong_actions
 from rlopt.verify.watch import (
@@ -29,15 +29,17 @@ def evaluation(audit: Audit) -> list[Row]:
     training = audit.watch.env
     if training is None:
         return [not_applicable(UNKNOWN_SAMPLER)]
-    before, random_state = tensors_of(audit.policy, audit.baseline), torch.get_rng_state()
+    before, randomness = tensors_of(audit.policy, audit.baseline), random_state()
     calls = training.num_calls
     with training.watching():
         audit.trainer.evaluate(EPISODES)
-    differ = (torch.get_rng_state() != random_state).sum()
+    now = random_state()
+    differ = int((now["torch"] != randomness["torch"]).sum())
+    differ += sum(now[source] != randomness[source] for source in ("numpy", "python"))
     changed = num_changed(before, tensors_of(audit.policy, audit.baseline))
     return [
         at_most("tensors that it changes", changed, 0.0),
-        at_most("bytes of torch's random state changed", differ, 0.0),
+        at_most("changes of the process' random state", differ, 0.0),
         at_most("calls of the training environments", training.num_calls - calls, 0.0),
     ]
 
