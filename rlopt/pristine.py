@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-# What Python itself keeps in a module or a class, or what names the copy.
+# What Python itself keeps in a module or a class, or what names the copy; and `metadata`, which
+# says how to draw and reset: ale-py writes into the dictionary of Gymnasium's base class.
 BOOKKEEPING = {
     "__annotations__",
     "__builtins__",
@@ -31,6 +32,7 @@ BOOKKEEPING = {
     "__weakref__",
     "__module__",
     "_abc_impl",
+    "metadata",
 }
 
 

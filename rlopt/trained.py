@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import gymnasium as gym
 import numpy as np
@@ -161,36 +161,43 @@ def load(run: Path, checkpoint_name: str, device: str) -> TrainedPolicy:
     """What `rlopt.load` promises."""
     cfg, state = read_run(run, checkpoint_name)
     cfg.device, cfg.env.num_envs = device, 1
-    if cfg.env.backend == "async":
-        cfg.env.backend = "sync"  # the same spaces without a process
-    env = make_env(cfg)
-    module = load_policy(cfg, env, state, checkpoint_name)
-    num_masked = mask_size(env.single_observation_space)
     settings = env_settings(cfg, evaluation=True)
     own = {key: settings[key] for key in ("max_episode_steps", "kwargs", "wrappers")}
     make_own = partial(make_single_env, cfg.env.id, **own)
-    spaces_ = single_spaces(make_own, env.unwrapped)
+    single = single_spaces(make_own)
+    if single is not None and cfg.env.backend in ("async", "envpool"):
+        cfg.env.backend = "sync"  # without processes, and where EnvPool is not installed
+    env = make_env(cfg)
+    module = load_policy(cfg, env, state, checkpoint_name)
+    num_masked = mask_size(env.single_observation_space)
+    vector = env.unwrapped.single_observation_space, env.unwrapped.single_action_space
     env.close()
     about = cfg.env.id, state["env_steps"], device, num_masked
-    return TrainedPolicy(module, *spaces_, *about, make_own)
+    return TrainedPolicy(module, *(single if alike(single, vector) else vector), *about, make_own)
 
 
-def single_spaces(make_own: Callable[..., gym.Env], env: Any) -> tuple[spaces.Space, spaces.Space]:
-    """Observations and actions as one environment has them.
+Spaces = tuple[spaces.Space, spaces.Space]  # of observations and of actions
 
-    A vector version may have others of the same shape: EnvPool's actions are float64 where
-    Gymnasium's are float32. Where there is no single environment here, or one of other spaces, they
-    are the vector version's.
-    """
-    theirs = env.single_observation_space, env.single_action_space
+
+def single_spaces(make_own: Callable[..., gym.Env]) -> Spaces | None:
+    """Spaces of one environment; None where Gymnasium can't make it: some are EnvPool's alone."""
     try:
         own = make_own()
-    except Exception:  # whatever a constructor raises: EnvPool needs no package of Gymnasium's
-        return theirs
+    except Exception:  # whatever its constructor raises
+        return None
     own.close()
-    ours = own.observation_space, own.action_space
-    same = all(type(a) is type(b) and a.shape == b.shape for a, b in zip(ours, theirs, strict=True))
-    return ours if same else theirs
+    return own.observation_space, own.action_space
+
+
+def alike(single: Spaces | None, vector: Spaces) -> TypeGuard[Spaces]:
+    """Whether the spaces differ in nothing but their types of numbers.
+
+    EnvPool's actions are float64 where Gymnasium's are float32.
+    """
+    if single is None:
+        return False
+    pairs = zip(single, vector, strict=True)
+    return all(type(a) is type(b) and a.shape == b.shape for a, b in pairs)
 
 
 def read_run(run: Path, checkpoint_name: str) -> tuple[Any, dict[str, Any]]:

@@ -18,7 +18,7 @@ from rlopt import load
 from rlopt.build import EVALUATION_STREAM
 from rlopt.envs import derive_seed, make_vector_env
 from rlopt.evaluate import evaluate
-from rlopt.trained import TrainedPolicy, batch_shape, flatten, single_spaces
+from rlopt.trained import TrainedPolicy, alike, batch_shape, flatten, single_spaces
 
 DICT = spaces.Dict({"a": spaces.Box(-1, 1, (2, 2)), "b": spaces.Discrete(3)})
 
@@ -216,10 +216,11 @@ def test_spaces_are_those_of_one_environment_where_the_vector_version_has_others
         names = ("observation_space", "action_space")
         return SimpleNamespace(**dict(zip(names, pair, strict=True)), close=lambda: None)
 
-    vector = SimpleNamespace(single_observation_space=theirs[0], single_action_space=theirs[1])
-    assert single_spaces(lambda: made(ours), vector) == ours
-    assert single_spaces(lambda: made(other), vector) == theirs
-    assert single_spaces(lambda: 1 / 0, vector) == theirs
+    assert single_spaces(lambda: made(ours)) == ours
+    assert single_spaces(lambda: 1 / 0) is None
+    assert alike(ours, theirs)
+    assert not alike(other, theirs)
+    assert not alike(None, theirs)
 
 
 def test_importing_rlopt_starts_nothing():
