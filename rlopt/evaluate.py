@@ -117,6 +117,7 @@ def evaluate(
     with seeded(seed):
         for number in itertools.count():
             recorder.reset(derive_seed(seed, number) if number else seed)
+            recorder.begin(policy)
             tally.start(recorder)
             while tally.active.any():
                 tally.add(recorder, recorder.step(policy))

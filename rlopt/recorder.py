@@ -121,14 +121,13 @@ class Recorder:
     @torch.inference_mode()
     def _act(self, policy: Policy) -> tuple[NDArray, Any]:
         """Actions as sampled, and as the environment takes them."""
-        self._remember(policy)
         obs = obs_tensor(self.obs, self.obs_dtype, policy, self.device)
         dist = policy(obs) if self.state is None else self._advance(policy, obs, self.state)
         action = self.choose(dist).cpu().numpy()
         return action, env_action(self.env.single_action_space, action)
 
-    def _remember(self, policy: Policy) -> None:
-        """Begin with the state 0 under a recurrent policy."""
+    def begin(self, policy: Policy) -> None:
+        """Under a recurrent policy, start with the state 0 after a reset; before the first step."""
         if isinstance(policy, RecurrentPolicy) and self.state is None:
             zeros = np.zeros((self.env.num_envs, policy.state_size))
             self.state = float_tensor(zeros, self.device)
@@ -155,7 +154,7 @@ class Recorder:
             NonFiniteError: an observation or a reward is not finite.
         """
         self._refuse_nonfinite_start()
-        self._remember(policy)
+        self.begin(policy)
         obs, steps, states = [self.obs], [self.step_index], [self.state]
         rows: list[Row] = []
         returns: list[float] = []
