@@ -280,10 +280,17 @@ BipedalWalker-v3 as shipped with a fall at -40, which is -100 in every evaluatio
 *Evaluation return*: most probable actions, 100 episodes of the final policy (10 where the steps are
 not yet the run's last). Mean ± standard deviation between seeds; *IQM*: interquartile mean over
 seeds with its 95% bootstrap interval; *worst*: the seed of the lowest evaluation. *Published*: the
-highest figure known for that rule and that many steps (for `ppo`, of PPO with clip or with KL
-penalty), whose own metric decides which of ours it is held against: *above* and *below* are beyond
-the combined standard error. *Minutes*: median wall time of a run, two runs at a time on two cores,
-other work beside them. All runs together took {total} hours.
+highest figure in benchmarks/published.py for that rule and that many steps (for `ppo`, of PPO with
+clip or with KL penalty), whose own metric decides which of ours it is held against: *above* and
+*below* are beyond the combined standard error. That list does not hold all that is published.
+*Minutes*: median wall time of a run, two runs at a time on two cores, other work beside them. All
+runs together took {total} hours.
+
+**Which environment.** These runs had EnvPool installed. Those of Ant-v4, Humanoid-v4,
+LunarLander-v3, LunarLanderContinuous-v3 and BipedalWalker-v3 (but for its tuned files, which have a
+wrapper) are of EnvPool's implementations. A [comparison](backends.md) made since has found that
+these differ from Gymnasium's with the pinned packages, or could not compare them, so the same
+command now trains Gymnasium's environment; `env.backend=envpool` trains the one of the table.
 
 ![training curves](results.png)
 """
