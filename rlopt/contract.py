@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,8 +49,8 @@ class Contract(gym.Wrapper):
         return obs, self._mask(info)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Take one step."""
-        result = self.env.step(action)
+        """Take one step; the environment may keep the action, which is a copy of its own."""
+        result = self.env.step(_copied(action))
         obs, reward, terminated, truncated, info = _unpacked(
             result, "obs", "reward", "terminated", "truncated", "info"
         )
@@ -70,6 +71,13 @@ class Contract(gym.Wrapper):
             return {KEY: flat_mask(mask, sum(categories(self.action_space)))}
         except ValueError as error:
             raise MisfitError(f"gave the wrong mask in info: {error}") from error
+
+
+def _copied(action: Any) -> Any:
+    """The action in memory of its own: the vector environment's is a view of all of them."""
+    if isinstance(action, np.ndarray):
+        return action.copy()
+    return copy.deepcopy(action) if isinstance(action, tuple | dict) else action
 
 
 def _unpacked(result: Any, *names: str) -> Sequence[Any]:

@@ -22,6 +22,7 @@ from rlopt import atari, backends, check, envpool_env
 from rlopt.action_spaces import leaves
 from rlopt.backends import BACKENDS
 from rlopt.contract import Contract, process_options
+from rlopt.faults import RAISED
 from rlopt.masks import ActionMask, mask_column
 from rlopt.observations import FlatBox
 
@@ -52,7 +53,7 @@ def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
         hint = f"did you mean {' or '.join(matches)}?" if matches else "gymnasium.registry has all"
         message = f"env={env_id}: no environment of this id is registered; {hint}"
         raise ValueError(message) from error
-    except Exception as error:  # whatever the module raises
+    except RAISED as error:  # whatever the module raises
         what = "" if atari.is_atari(name) else f": importing {module} failed:"
         raise ValueError(f"env={env_id}{what} {error}") from error
     raise ValueError(f"env={env_id} is an old name: write env={present}")
@@ -211,7 +212,7 @@ def _make(
         raise ValueError(f"env={spec.id} {what}") from error
     except TypeError as error:
         raise ValueError(f"kwargs {options} does not suit {spec.id}: {error}") from error
-    except Exception as error:  # whatever its constructor raises
+    except RAISED as error:  # whatever its constructor raises
         what = f"{type(error).__name__}: {error}"
         raise ValueError(f"env={spec.id} with {options} can't be made: {what}") from error
 

@@ -21,6 +21,10 @@ NUMBERS = "biuf"  # kinds of dtype: bool, int, unsigned, float
 SYNC_LOOPS = (SyncVectorEnv.reset.__code__, SyncVectorEnv.step.__code__)
 
 
+# What an environment's code may raise: with `sys.exit` it does not end the run as if it were done.
+RAISED = (Exception, SystemExit)
+
+
 class BrokenEnvError(RuntimeError):
     """An environment raised, died, or returned what its spaces do not allow."""
 
@@ -39,7 +43,7 @@ def reset(env: VectorEnv, seed: int | None) -> NDArray:
         obs = np.array(env.reset(seed=seed)[0])
     except BrokenEnvError:
         raise
-    except Exception as error:
+    except RAISED as error:
         raise BrokenEnvError(_describe(env, "reset", error)) from error
     _check(env, "reset", obs=obs)
     return obs
@@ -56,7 +60,7 @@ def step(env: VectorEnv, action: NDArray) -> tuple[NDArray, NDArray, NDArray, ND
         obs, reward, terminated, truncated = map(np.array, env.step(action)[:4])
     except BrokenEnvError:
         raise
-    except Exception as error:
+    except RAISED as error:
         raise BrokenEnvError(_describe(env, "step", error)) from error
     _check(env, "step", obs=obs, reward=reward, terminated=terminated, truncated=truncated)
     return obs, reward, terminated, truncated
@@ -78,13 +82,13 @@ def env_id(env: VectorEnv) -> str:
     return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
 
 
-def _describe(env: VectorEnv, call: str, error: Exception) -> str:
+def _describe(env: VectorEnv, call: str, error: BaseException) -> str:
     index, fault = _blame(env.unwrapped, call, error)
     which = "" if index is None else f" environment {index}:"
     return " ".join(f"env={env_id(env)}:{which} {fault}".split())
 
 
-def _blame(env: Any, call: str, error: Exception) -> tuple[int | None, str]:
+def _blame(env: Any, call: str, error: BaseException) -> tuple[int | None, str]:
     """Index of the environment at fault, where it is known, and what it did.
 
     Gymnasium's exceptions do not say which environment they come from; the frames that they passed
@@ -114,7 +118,7 @@ def _raised(call: str, kind: type, error: Any, file: str, line: Any) -> str:
     return f"{call} raised {kind.__name__}: {error} ({Path(file).name}, line {line})"
 
 
-def _place(error: Exception) -> tuple[str, int | None]:
+def _place(error: BaseException) -> tuple[str, int | None]:
     """Where it was raised: the user needs no more to find it."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return last.filename, last.lineno

@@ -37,6 +37,7 @@ class StepRollout:
         self.num_steps = num_steps
         self.seed = seed
         self.num_rollouts = 0
+        self.why_unknown = env_state.unknown_state(env)
         self.recorder = Recorder(env, device, sample)
 
     def collect(self, policy: Policy) -> Rollout:
@@ -60,16 +61,22 @@ class StepRollout:
 
     def why_inexact(self) -> str | None:
         """What keeps a resumed run from going on in the partial episodes, or None."""
-        return env_state.unknown_state(self.recorder.env)
+        return self.why_unknown
 
     def state_dict(self) -> dict[str, Any]:
         """Where the rollouts are."""
-        return {"num_rollouts": self.num_rollouts, "recorder": self.recorder.state_dict()}
+        state = self.recorder.state_dict()
+        if state is None and not self.recorder.needs_reset and self.why_unknown is None:
+            self.why_unknown = env_state.unknown_state(self.recorder.env)  # since it was stepped
+            log.info("resume starts new episodes: the state of %s", self.why_unknown)
+        return {"num_rollouts": self.num_rollouts, "recorder": state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse of `state_dict`; where the environments' state is unknown, a fresh start."""
         self.num_rollouts = state["num_rollouts"]
-        if state["recorder"] is not None:
+        if state["recorder"] is None:
+            log.info("this resume starts new episodes: the checkpoint holds none to go on with")
+        else:
             self.recorder.reset(self.seed)
             try:
                 self.recorder.load_state_dict(state["recorder"])

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlopt import check
 from rlopt.config import ConfigError, flat_keys, nearest, one_line, to_dict
 from rlopt.envs import Wrapper, WrapperError
+from rlopt.faults import RAISED
 from rlopt.logger import flat
 
 GROUPS = ["algo", "policy", "advantage", "baseline", "rollout"]
@@ -240,7 +241,7 @@ def _wrap(env: gym.Env, name: str, wrap: Callable[[gym.Env], Any]) -> gym.Env:
     """The wrapped environment; whatever the wrapper raises is one line with its name."""
     try:
         wrapped = wrap(env)
-    except Exception as error:
+    except RAISED as error:
         what = f"{type(error).__name__}: {one_line(error)}"
         raise WrapperError(f"{name} can't wrap {env.observation_space}: {what}") from error
     if not isinstance(wrapped, gym.Env):

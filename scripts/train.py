@@ -118,7 +118,6 @@ def make_and_run(cfg: DictConfig, overrides: list[str], folder: Path) -> float:
 
     about = {"algo": algo, "env": cfg.env.id, "seed": cfg.seed, **record, "own_files": own_files}
     about["resumed_at"] = None if state is None else trainer.env_steps
-    about["resume"] = "starts new episodes" if why_inexact else "exact"
     return run(trainer, folder, about)
 
 
@@ -138,6 +137,7 @@ def run(trainer: Trainer, folder: Path, about: dict[str, Any]) -> float:
         raise
     finally:
         seconds = time.perf_counter() - start
+        about["resume"] = "starts new episodes" if trainer.rollout.why_inexact() else "exact"
         summary = {**about, **summarize(trainer, evaluation, seconds), "status": status}
         end(trainer, folder, {**summary, "error": reason})
         if evaluation is None:

@@ -2,6 +2,7 @@
 
 import csv
 import random
+import sys
 from itertools import pairwise, product
 
 import gymnasium as gym
@@ -16,6 +17,7 @@ from probes import TWO_ACTIONS, UNIT_ACTIONS, compose_config
 from rlopt import checkpoint
 from rlopt.action_spaces import make_head
 from rlopt.build import evaluation_limit, make_trainer
+from rlopt.config import ConfigError
 from rlopt.distributions import Categorical
 from rlopt.envs import make_vector_env
 from rlopt.evaluate import evaluate
@@ -484,3 +486,96 @@ def test_a_nonfinite_number_in_an_evaluation_is_one_line_without_skip(what):
     message = rf"^environment \d gave a non-finite {what} at step 3 of its episode"
     with pytest.raises(NonFiniteError, match=message):
         evaluate(Always(0), env, episodes=40, seed=0, deterministic=True, device="cpu")
+
+
+# What an environment keeps, and how it ends
+
+
+class Keeps(Short):
+    """Keeps the action that it was given; `how`: as it is, or in an object of its own."""
+
+    action_space = spaces.Dict(x=spaces.Box(-1, 1, (1,)), y=TWO_ACTIONS)
+
+    def __init__(self, how="plain"):
+        self.how, self.kept = how, None
+
+    def _reward(self, action):
+        before, self.kept = self.kept, action if self.how == "plain" else Kept(action)
+        if before is None:
+            return 0.0
+        last = before if self.how == "plain" else before.action
+        return -float(abs(action["x"] - last["x"])[0])
+
+
+class Kept:
+    """No plain data: its state can't be saved."""
+
+    def __init__(self, action):
+        self.action = action
+
+
+class Quits(Short):
+    """Calls sys.exit(0) where `at` says."""
+
+    def __init__(self, at="step"):
+        self.at = at
+        if at == "constructor":
+            sys.exit(0)
+
+    def reset(self, *, seed=None, options=None):
+        if self.at == "reset":
+            sys.exit(0)
+        return super().reset(seed=seed, options=options)
+
+    def _reward(self, action):
+        return sys.exit(0) if self.at == "step" else 1.0
+
+
+gym.register("UserKeeps-v0", Keeps)
+gym.register("UserQuits-v0", Quits)
+
+
+def test_an_environment_that_keeps_its_action_resumes_exactly(tmp_path):
+    cfg = compose_config(*SMALL, "total_steps=320", "checkpoint.every=64", "env=UserKeeps-v0")
+    whole = make_trainer(cfg.copy(), tmp_path / "whole")
+    whole.train()
+    half = make_trainer(cfg.copy(), tmp_path / "half")
+    half.settings.total_steps = 160
+    half.train()
+    assert half.rollout.why_inexact() is None
+    state = checkpoint.load(tmp_path / "half" / "checkpoints" / "last.pt")
+    rest = make_trainer(cfg.copy(), tmp_path / "half", state)
+    rest.train()
+    for trainer in (whole, half, rest):
+        trainer.logger.close()
+    last = [rows_of(tmp_path / name)[-1] for name in ("whole", "half")]
+    assert last[0]["rollout/return_mean"] == last[1]["rollout/return_mean"]
+    assert last[0]["policy/kl"] == last[1]["policy/kl"]
+
+
+def test_a_state_that_becomes_unknown_after_the_first_step_is_said(tmp_path, caplog):
+    caplog.set_level("INFO")
+    trainer = trainer_of(tmp_path, "env=UserKeeps-v0", "+env.kwargs.how=object")
+    assert trainer.rollout.why_inexact() is None
+    trainer.train()
+    trainer.logger.close()
+    assert "Kept" in trainer.rollout.why_inexact()
+    assert caplog.text.count("resume starts new episodes: the state of env") == 1
+    state = checkpoint.load(tmp_path / "checkpoints" / "last.pt")
+    assert state["rollout"]["recorder"] is None
+    trainer_of(tmp_path, "env=UserKeeps-v0", "+env.kwargs.how=object", state=state).logger.close()
+    assert "this resume starts new episodes" in caplog.text
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+@pytest.mark.parametrize("at", ["step", "reset"])
+def test_an_environment_that_exits_is_at_fault(at, backend, tmp_path):
+    overrides = ["env=UserQuits-v0", f"+env.kwargs.at={at}", f"env.backend={backend}"]
+    fault = rf"({at} raised SystemExit: 0|its process has ended, exit code 0)"
+    with pytest.raises(BrokenEnvError, match=rf"^env=UserQuits-v0: environment \d: {fault}"):
+        train(tmp_path, *overrides)
+
+
+def test_an_environment_whose_constructor_exits_is_at_fault(tmp_path):
+    with pytest.raises(ConfigError, match=r"^env=UserQuits-v0 .* can't be made: SystemExit: 0"):
+        trainer_of(tmp_path, "env=UserQuits-v0", "+env.kwargs.at=constructor")
