@@ -54,6 +54,8 @@ class Evaluation:
     @property
     def std(self) -> float:
         """Standard deviation of the returns; nan without any."""
+        if len(set(self.returns)) == 1:
+            return 0.0  # np.std would give the rounding of the mean
         return float(np.std(self.returns)) if self.returns else math.nan
 
     @property

@@ -87,6 +87,11 @@ def test_mean_and_std_are_those_of_the_returns():
     assert np.isclose(result.std, np.sqrt(14 / 3))
 
 
+def test_the_std_of_equal_returns_is_0():
+    assert np.std([0.955] * 100) > 0
+    assert Evaluation([0.955] * 100, [1] * 100).std == 0.0
+
+
 def test_a_second_evaluation_starts_afresh():
     """Episodes of 1, 4, 1, ... steps: the first call leaves one unfinished."""
     env = make_env("Counting-v0", 2, lengths=[1, 4])
