@@ -152,7 +152,7 @@ class Trainer:
             self.logger.log(self.env_steps, metrics)
             self.save("last")
             raise
-        for remark in evaluation.remarks:
+        for remark in evaluation.remarks if rank() == 0 else ():
             log.warning(remark)
         return evaluation
 
