@@ -54,7 +54,7 @@ def choose(
 
     The vector version that a user registered, where it keeps what is asked for; else an
     implementation that was compared with Gymnasium's and agrees; else sync, which is Gymnasium's.
-    EnvPool takes no `kwargs` of Gymnasium's, and has no masks in its info; wrappers are for sync.
+    What was compared has no `kwargs` and no masks in its info; wrappers are for sync.
     """
     if wrappers:
         return "sync"
@@ -64,10 +64,11 @@ def choose(
         vector_only = spec.entry_point is None
         suits = vector_only or vector_suits(spec, kwargs, max_episode_steps)
         return "vector_entry_point" if suits else "sync"
+    if kwargs or action_mask:
+        return "sync"
     if why_not("vector_entry_point", spec) is None:
         return "vector_entry_point"
-    takes_envpool = not kwargs and not action_mask and why_not("envpool", spec) is None
-    return "envpool" if takes_envpool and envpool_env.has(spec.id) else "sync"
+    return "envpool" if why_not("envpool", spec) is None and envpool_env.has(spec.id) else "sync"
 
 
 def _is_ale_vector(spec: EnvSpec) -> bool:
