@@ -59,6 +59,7 @@ class LinearBaseline(nn.Module):
     """
 
     weight: Tensor
+    takes_float64 = True  # the normaliser subtracts the mean
 
     def __init__(self, observation_space: spaces.Space, *, ridge: float, sees_step: bool) -> None:
         super().__init__()

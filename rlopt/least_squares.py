@@ -66,6 +66,7 @@ class NetworkBaseline(nn.Module):
 
     target_mean: Tensor
     target_std: Tensor
+    takes_float64 = True  # the normaliser subtracts the mean
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ from rlopt.types import (
     RecurrentPolicy,
     Rollout,
     UpdateRule,
+    obs_for,
 )
 
 Metrics = dict[str, float]
@@ -200,7 +201,7 @@ class Trainer:
     @torch.no_grad()
     def _estimate(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Advantages and the baseline's regression targets, both [T, N]."""
-        value = self.baseline(rollout.obs, rollout.step)
+        value = self.baseline(obs_for(self.baseline, rollout.obs), rollout.step)
         advantage = self.advantage(
             rollout.reward, value, rollout.terminated, rollout.truncated, rollout.valid
         )
@@ -214,6 +215,7 @@ class Trainer:
 
     def _fit_baseline(self, rollout: Rollout, target: Tensor) -> Metrics:
         obs, step = rollout.flatten(rollout.obs[:-1]), rollout.flatten(rollout.step[:-1])
+        obs = obs_for(self.baseline, obs)
         metrics = self.baseline.fit(obs, step, rollout.flatten(target))
         _check_finite("the baseline fit's", metrics)
         return metrics

@@ -257,7 +257,11 @@ class RecurrentPolicy(Policy, Protocol):
 
 
 class Baseline(Protocol):
-    """A regression of the return on observation, of the types that a policy takes, and step."""
+    """A regression of the return on observation and step.
+
+    Observations are of the types that a policy gets; in float64 only if the baseline's attribute
+    `takes_float64` is True.
+    """
 
     def __call__(self, obs: Tensor, step: Tensor) -> Tensor:
         """Values [..] of observations [.., *] at steps [..] of their episodes."""
@@ -306,3 +310,10 @@ def obs_tensor(x: Any, dtype: torch.dtype, policy: object, device: torch.device 
     if not getattr(policy, "takes_float64", False):
         dtype = torch.get_default_dtype()
     return torch.as_tensor(x, dtype=None if x.dtype == "uint8" else dtype, device=device)
+
+
+def obs_for(part: object, obs: Tensor) -> Tensor:
+    """Observations as a baseline takes them: in float64 only if its `takes_float64` is True."""
+    if obs.dtype != torch.float64 or getattr(part, "takes_float64", False):
+        return obs
+    return obs.to(torch.get_default_dtype())

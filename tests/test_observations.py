@@ -372,3 +372,26 @@ def test_the_line_is_in_the_log(tmp_path):
     code, out = run_here("train.py", *SMALL, *LOOK, f"hydra.run.dir={tmp_path / 'run'}")
     assert code is None
     assert "note: policy=cnn takes as images: camera (40x40x3 uint8); as a vector: at.0" in out
+
+
+class OwnBaseline(torch.nn.Module):
+    """A baseline as a user writes it: a linear map in torch's default float type."""
+
+    def __init__(self, observation_space):
+        super().__init__()
+        self.linear = torch.nn.Linear(observation_space.shape[0], 1)
+
+    def forward(self, obs, step):
+        return self.linear(obs).squeeze(-1)
+
+    def fit(self, obs, step, target):
+        return {"loss": float((self(obs, step) - target).square().mean().detach())}
+
+
+def test_a_baseline_of_ones_own_gets_the_default_float_type(tmp_path):
+    cfg = compose_config("~tuned", "env=Scaled-v0", "env.num_envs=2", "rollout.num_steps=8")
+    cfg.baseline = {"_target_": f"{__name__}.OwnBaseline"}
+    trainer = make_trainer(cfg, tmp_path)
+    trainer.iterate()
+    assert trainer.rollout.recorder.obs_dtype == torch.float64
+    trainer.logger.close()
