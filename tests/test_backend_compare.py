@@ -128,6 +128,7 @@ def test_what_agrees_was_measured_at_the_full_size():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*out of date:DeprecationWarning")
 @pytest.mark.parametrize(
     ("backend", "env_id"),
     [(backend, env_id) for backend, ids in backends.comparisons().items() for env_id in ids],
@@ -140,6 +141,6 @@ def test_the_pairs_are_as_recorded(backend, env_id):
         pytest.skip("not compared in these versions, or by other means")
     try:
         gym.make(spec).close()
-    except Exception as error:
+    except (gym.error.Error, ImportError) as error:  # a package is missing
         pytest.skip(str(error))
     assert paired(env_id, backend, 3000, 1)["agrees"] == row["agrees"]
