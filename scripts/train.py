@@ -207,6 +207,7 @@ def summarize(trainer: Trainer, evaluation: Evaluation | None, seconds: float) -
         "eval_return_std": evaluation.std if evaluation and evaluation.returns else None,
         "eval_episodes": len(evaluation.returns) if evaluation else 0,
         "eval_cut_episodes": evaluation.num_cut if evaluation else 0,
+        "eval_nonfinite_episodes": evaluation.num_nonfinite if evaluation else 0,
         "versions": {
             "rlopt": rlopt.__version__,
             "torch": torch.__version__,
