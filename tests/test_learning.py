@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -35,5 +36,9 @@ def test_shipped_settings_solve(tmp_path, env, algo, threshold):
     ("preset", "threshold"), [("pg", 100), ("npg", 195), ("trpo", 195), ("ppo", 195)]
 )
 def test_the_lectures_algorithms_word_for_word_learn(tmp_path, preset, threshold):
-    summary = summary_of(tmp_path / "run", f"experiment=lecture/{preset}")
-    assert summary["train_return"] >= threshold
+    """In the median of three seeds: a single one of them depends on the processor's rounding."""
+    runs = [
+        summary_of(tmp_path / str(seed), f"experiment=lecture/{preset}", f"seed={seed}")
+        for seed in range(3)
+    ]
+    assert median(run["train_return"] for run in runs) >= threshold
