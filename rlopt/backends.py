@@ -211,23 +211,14 @@ def hint(spec: EnvSpec) -> str:
 
 
 def remark(spec: EnvSpec, backend: str) -> str | None:
-    """A line on the implementation that trains, where it is not Gymnasium's or might not be."""
+    """A line on the implementation that trains, where it differs from Gymnasium's or may."""
     if backend not in ("envpool", "vector_entry_point"):
         return _remark_on_gymnasium(spec)
     if backend == "vector_entry_point" and _is_users_vector(spec):
         return None
     reason = why_not(backend, spec)
     name = "EnvPool's" if backend == "envpool" else "the vector version of"
-    if reason is None:
-        return (
-            f"{name} {spec.id} was compared with Gymnasium's and agrees: {_finding(backend, spec)}"
-        )
-    return f"{name} {spec.id} is not Gymnasium's: {reason}"
-
-
-def _finding(backend: str, spec: EnvSpec) -> str:
-    rows = comparisons()[backend][spec.id]["compared"]
-    return next(row["finding"] for row in rows if row["agrees"] and _are_installed(row["versions"]))
+    return None if reason is None else f"{name} {spec.id} is not Gymnasium's: {reason}"
 
 
 def _remark_on_gymnasium(spec: EnvSpec) -> str | None:
