@@ -85,7 +85,7 @@ def choices_of_groups(overrides: list[str], places: list[str]) -> list[tuple[str
     chosen = []
     for override in OverridesParser.create().parse_overrides(overrides):
         group = override.key_or_group
-        if any((folder / group).is_dir() for folder in sources.folders(places)):
+        if sources.is_group(group, places):
             sweeps = override.is_sweep_override()
             values = [str(x) for x in override.sweep_string_iterator()] if sweeps else []
             key = override.get_key_element()

@@ -35,6 +35,11 @@ def named() -> list[str]:
     return own
 
 
+def is_group(name: str, places: list[str]) -> bool:
+    """Whether the project's configs or these places have a folder of that name."""
+    return any((folder / name).is_dir() for folder in folders(places))
+
+
 def folders(places: list[str]) -> list[Path]:
     """The project's configs and these places, in the order in which Hydra looks.
 

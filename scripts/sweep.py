@@ -18,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 
 import cli
 import search
+import sources
 from rlopt import check
-from rlopt.config import Config, ConfigError, refuse_unknown, schema_keys
+from rlopt.config import Config, ConfigError, flat_keys, refuse_unknown, schema_keys
 from rlopt.folder import LOCK, claimed, is_empty
 from rlopt.objectives import objective
 
@@ -64,10 +65,9 @@ def prepare(config: DictConfig) -> None:
     Raises:
         ConfigError, ValueError: settings that are wrong, or not sound together.
     """
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    refuse_unknown(own, schema_keys(Config))
     settings, sweeper = config.sweep, config.hydra.sweeper
     swept = swept_overrides(config.hydra.overrides.task)
+    refuse_unknown(with_swept_keys(config, swept), schema_keys(Config))
     launcher = config.hydra.launcher._target_.rpartition(".")[2]
     check.whole(**{"sweep.jobs": settings.jobs})
     if launcher == "BasicLauncher" and settings.jobs > 1:
@@ -83,6 +83,17 @@ def prepare(config: DictConfig) -> None:
     if launcher == "LocalLauncher":  # it starts all that it is given
         sweeper.max_batch_size = settings.jobs
     (folder / FAILED).unlink(missing_ok=True)
+
+
+def with_swept_keys(config: DictConfig, swept: Iterable[Override]) -> DictConfig:
+    """The settings of the jobs, with keys that only the sweep sets; Hydra leaves these out here."""
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    places, keys = sources.named(), flat_keys(OmegaConf.to_container(own, resolve=False))
+    for key in [override.key_or_group for override in swept]:
+        is_group = sources.is_group(key, places) or key.startswith("hydra")
+        if not is_group and key not in keys:
+            OmegaConf.update(own, key, 0, force_add=True)
+    return own
 
 
 def refuse_to_resume(folder: Path, named: bool) -> None:

@@ -120,6 +120,7 @@ def test_flat_keys_are_those_of_sections_too():
     cases(
         ("train.py", "+nonsense=3", "nonsense is no setting: there are seed, total_steps, "),
         ("train.py", "-m seed=0,1 +eval.x=1", "eval.x is no setting: there are eval.every, "),
+        ("train.py", "-m +eval.evry=1,2", "eval.evry is no setting: did you mean eval.every?"),
         ("train.py", "algo=ppo +algo.lr=1", "algo.lr is no setting of PPO: did you mean algo.opt"),
         ("verify.py", "+nonsense=3", "nonsense is no setting"),
         ("evaluate.py", "run=x +nonsense=3", "nonsense is no setting: there are run, checkpoint"),
