@@ -31,7 +31,7 @@ from rlopt.config import (
 from rlopt.distributed import gather_list, rank, share, total_count, world_size
 from rlopt.envs import derive_seed, fastest_backend, find_spec, make_vector_env, time_limit
 from rlopt.evaluate import (
-    NO_LIMIT,
+    LONGEST_EPISODE,
     Evaluation,
     as_gif,
     evaluate,
@@ -163,7 +163,7 @@ def evaluation_limit(cfg: DictConfig) -> int:
     """Steps after which an evaluation cuts an episode: a setting, else the environment's limit."""
     given = cfg.eval.get("max_episode_steps")  # configs of older runs have none
     own = time_limit(cfg.env.id, cfg.env.max_episode_steps, cfg.env.kwargs)
-    return given or own or NO_LIMIT
+    return given or own or LONGEST_EPISODE
 
 
 def env_settings(cfg: DictConfig, evaluation: bool) -> dict[str, Any]:

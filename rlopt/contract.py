@@ -118,5 +118,6 @@ def process_options(backend: str, num_envs: int) -> dict[str, Any]:
 
 
 def _seeded_worker(seeds: Sequence[int], index: int, *rest: Any) -> None:
+    """Gymnasium's own worker, which has no public name, in a process that is seeded first."""
     seed_process(seeds[index])
     _async_worker(index, *rest)

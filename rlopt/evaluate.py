@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 
 from rlopt.contract import Contract
 from rlopt.envs import derive_seed, flat_observations, make_single_env
-from rlopt.recorder import Recorder, Row, divided, mode, sample
+from rlopt.recorder import Recorder, Row, divided, is_finite, mode, nonfinite, sample
 from rlopt.seeding import seeded
-from rlopt.types import NonFiniteError, Policy
+from rlopt.types import Policy
 
-NO_LIMIT = 10_000  # steps after which an episode is cut where the environment has no time limit
+LONGEST_EPISODE = (
+    10_000  # steps after which an episode is cut where the environment has no time limit
+)
 GIF_SECONDS, GIF_HEIGHT, GIF_FPS = 10, 160, 15
 
 
@@ -88,7 +90,7 @@ def evaluate(
     seed: int,
     deterministic: bool,
     device: torch.device | str,
-    max_episode_steps: int = NO_LIMIT,
+    max_episode_steps: int = LONGEST_EPISODE,
     on_nonfinite: str = "stop",
 ) -> Evaluation:
     """Run `episodes` episodes, by the most probable actions or by sampled ones.
@@ -153,12 +155,12 @@ class _Tally:
     def start(self, recorder: Recorder) -> None:
         """Take the first observations after a reset of all."""
         self.stuck = np.zeros(len(self.quota), bool)
-        self._leave_out(recorder, self.active & ~_finite(recorder.obs), "observation")
+        self._leave_out(recorder, self.active & ~is_finite(recorder.obs), "observation")
 
     def add(self, recorder: Recorder, row: Row) -> None:
         """Take one step of every environment."""
         self._leave_out(recorder, self.active & ~np.isfinite(row.reward), "reward")
-        self._leave_out(recorder, self.active & ~_finite(recorder.obs), "observation")
+        self._leave_out(recorder, self.active & ~is_finite(recorder.obs), "observation")
         running = self.active & row.valid
         cut = running & ~row.done & (recorder.step_index >= self.max_episode_steps)
         ended = running & row.done | cut
@@ -173,18 +175,12 @@ class _Tally:
         """Count episodes with a number that is not finite, and go on without them."""
         for i in np.flatnonzero(bad):
             if self.on_nonfinite == "stop":
-                place = f"at step {recorder.step_index[i]} of its episode"
-                raise NonFiniteError(f"environment {i} gave a non-finite {what} {place}", 0)
+                raise nonfinite(int(i), what, int(recorder.step_index[i]), num_steps=0)
         self.quota -= bad
         self.stuck |= bad
         self.num_nonfinite += int(bad.sum())
-        if self.stuck.any() and not _finite(recorder.obs).all():
+        if self.stuck.any() and not is_finite(recorder.obs).all():
             recorder.obs = np.nan_to_num(recorder.obs)  # the policy acts on all of them
-
-
-def _finite(obs: NDArray) -> NDArray:
-    """[N] bool, all entries of the observation are finite."""
-    return np.isfinite(obs).reshape(len(obs), -1).all(-1)
 
 
 def record_video(

@@ -153,7 +153,8 @@ class Recorder:
         Raises:
             NonFiniteError: an observation or a reward is not finite.
         """
-        self._refuse_nonfinite_start()
+        for i in np.flatnonzero(~is_finite(self.obs)):
+            raise nonfinite(int(i), "observation", int(self.step_index[i]), num_steps=0)
         self.begin(policy)
         obs, steps, states = [self.obs], [self.step_index], [self.state]
         rows: list[Row] = []
@@ -202,11 +203,16 @@ class Recorder:
         _check_finite(rollout)
         return rollout
 
-    def _refuse_nonfinite_start(self) -> None:
-        finite = np.isfinite(self.obs).reshape(self.env.num_envs, -1).all(-1)
-        for i in np.flatnonzero(~finite):
-            message = f"environment {i} gave a non-finite observation at step 0 of its episode"
-            raise NonFiniteError(message, num_steps=0)
+
+def is_finite(obs: NDArray) -> NDArray:
+    """[N] bool, all entries of the observation are finite."""
+    return np.isfinite(obs).reshape(len(obs), -1).all(-1)
+
+
+def nonfinite(index: int, name: str, step: int, num_steps: int) -> NonFiniteError:
+    """The error that an environment gave a reward or an observation that is not finite."""
+    message = f"environment {index} gave a non-finite {name} at step {step} of its episode"
+    return NonFiniteError(message, num_steps)
 
 
 def divided(episodes: int, num_envs: int) -> NDArray[np.int64]:
@@ -247,6 +253,4 @@ def _check_finite(rollout: Rollout) -> None:
         bad = ~finite.reshape(*x.shape[:2], -1).all(-1)
         if bad.any():
             row, index = bad.nonzero()[0].tolist()
-            step = int(rollout.step[row, index])
-            message = f"environment {index} gave a non-finite {name} at step {step} of its episode"
-            raise NonFiniteError(message, rollout.num_steps)
+            raise nonfinite(index, name, int(rollout.step[row, index]), rollout.num_steps)
